@@ -1,0 +1,2 @@
+//! The `inn` command.
+fn main() {}
