@@ -1,1 +1,2 @@
 //! innkeeper
+pub mod guest;
