@@ -132,11 +132,11 @@ fn cpu_model(at: At<'_>) -> Option<String> {
 
 fn size(at: &At<'_>, (least, most): (Bytes, Bytes)) -> Option<Bytes> {
     let bytes: Bytes = match &at.node.value {
-        Value::Scalar { text, .. } => match text.parse() {
+        Value::Scalar { text, .. } if text.len() <= 64 => match text.parse() {
             Ok(bytes) => bytes,
             Err(error) => return at.refuse(BytesError::to_string(&error)),
         },
-        _ => at.parse()?,
+        _ => return at.refuse("must be a size such as 512MiB or 20GiB"),
     };
     if bytes < least {
         return at.refuse(format!("{bytes} is too small: at least {least}"));
