@@ -1,1 +1,4 @@
-//! innkeeper-image
+//! Images, layers, disks and seeds.
+
+mod arch;
+pub use arch::Arch;
