@@ -17,7 +17,7 @@ use crate::driver::Driver;
 use crate::drivers::qemu::{QemuDriver, QemuOptions};
 use crate::engine::{Agents, Engine, Way};
 use crate::error::{Error, Result};
-use crate::guest::GuestClient;
+use crate::guest::GuestChannel;
 use crate::keeper::SshKey;
 use crate::progress::Progress;
 use crate::spec::{self, Arch, Bytes, DiskFormat, VmSpec};
@@ -157,7 +157,7 @@ impl HostBuilder {
         }
         let mut drivers = self.drivers;
         drivers.push(Arc::new(QemuDriver::new(QemuOptions {
-            path: search_path,
+            path: search_path.clone(),
             accel_override: self.accel,
             cache: Some(root.home().join("cache/qemu.json")),
             boot_id,
@@ -171,6 +171,7 @@ impl HostBuilder {
                 helper,
                 helper_environment: environment,
                 catalogues: self.catalogues,
+                search_path: search_path.clone(),
                 images,
                 root,
             },
@@ -358,7 +359,7 @@ impl Host {
     /// Opens a way to a running VM's agent: to run commands and copy files.
     ///
     /// Errors: `Conflict` if the VM does not run, `Unreachable` if it has no agent that answers.
-    pub async fn guest(&self, name: &str) -> Result<GuestClient> {
+    pub async fn guest(&self, name: &str) -> Result<GuestChannel> {
         self.engine.guest(name).await
     }
 

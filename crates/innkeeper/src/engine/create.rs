@@ -63,7 +63,7 @@ impl Engine {
             .map_err(|error| Error::io(format!("can't make {}", bundle.directory().display()), error))?;
         // First the identity, so that the leases it names can be found and given back if we die here.
         bundle.write_identity(&identity)?;
-        let made = self.make_parts(bundle, spec, image.as_ref(), &mut identity).await;
+        let made = self.make_parts(half, spec, image.as_ref(), &mut identity).await;
         if let Err(error) = made {
             self.release(&identity)?;
             return Err(error);
@@ -73,11 +73,12 @@ impl Engine {
 
     async fn make_parts(
         &self,
-        bundle: &Bundle,
+        half: &HalfMade,
         spec: &VmSpec,
         image: Option<&Image>,
         identity: &mut Identity,
     ) -> Result<()> {
+        let (bundle, name) = (half.bundle(), half.destination().name());
         for layer in identity.image.iter().flat_map(|image| &image.layers) {
             self.images.lease(&layer.parse::<LayerId>()?, &identity.id)?;
         }
@@ -101,7 +102,7 @@ impl Engine {
             }
         }
         if identity.image.as_ref().is_some_and(|image| image.cloud_init) {
-            self.write_seed(bundle, identity, spec)?;
+            self.write_seed(bundle, identity, name, spec)?;
             identity.seed = true;
         }
         bundle.write_identity(identity)?;
@@ -116,7 +117,7 @@ impl Engine {
         let file = PathBuf::from(format!("disks/{}.raw", disk.name));
         let path = bundle.path(&file);
         match disk.mount {
-            Some(_) => disk::make_ext4(&path, size.get(), &disk.name).await?,
+            Some(_) => innkeeper_image::make_ext4(&path, size.get(), &disk.name).await?,
             None => disk::create(&path, innkeeper_image::DiskFormat::Raw, size.get()).await?,
         }
         Ok(IdentityDisk {
@@ -155,7 +156,7 @@ impl Engine {
                 match &image {
                     Some(image) => steps.push(format!("use the image {reference} ({})", image.digest)),
                     None => {
-                        self.images.check_known(&reference, arch)?;
+                        self.check_known(&reference, arch)?;
                         steps.push(format!("get the image {reference} for {arch}, which is not in the store yet"));
                     }
                 }

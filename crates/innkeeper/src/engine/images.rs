@@ -86,6 +86,16 @@ impl Engine {
         Ok(BuildInputs { agent, catalogues: self.catalogues.clone() })
     }
 
+    /// Refuses a name that nobody knows, naming the nearest one.
+    pub(crate) fn check_known(&self, reference: &Reference, arch: Arch) -> Result<()> {
+        match reference {
+            Reference::Named { name, version } if Catalogue::built_in().find(name, version, arch).is_none() => {
+                Ok(self.images.info(reference, arch).map(drop)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Adds a disk image of the user's to the store.
     pub(crate) async fn import(
         &self,

@@ -51,6 +51,8 @@ pub(crate) struct Engine {
     pub agents: Agents,
     /// Further catalogues of images.
     pub catalogues: Vec<String>,
+    /// Directories in which programs are looked for.
+    pub search_path: Vec<PathBuf>,
     /// Images and layers.
     pub images: innkeeper_image::Store,
 }

@@ -52,9 +52,9 @@ pub(crate) async fn collect(
     if let Some(metrics) = metrics {
         stats.guest_memory_total_bytes = Some(metrics.memory_total);
         stats.guest_memory_available_bytes = Some(metrics.memory_available);
-        stats.guest_load = Some(metrics.load);
-        stats.network_received_bytes = metrics.network_received;
-        stats.network_sent_bytes = metrics.network_sent;
+        stats.guest_load = Some(metrics.load[0]);
+    
+    
     }
     stats
 }
