@@ -10,6 +10,7 @@
 mod bytes;
 mod differences;
 mod duration;
+mod edit;
 mod fields;
 mod model;
 mod name;
@@ -18,6 +19,8 @@ mod problems;
 mod reader;
 mod schema;
 mod short_form;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod words;
 mod writer;
@@ -25,6 +28,7 @@ mod writer;
 pub use bytes::{Bytes, BytesError};
 pub use differences::{differences, is_live};
 pub use duration::{DurationError, format_duration, parse_duration};
+pub use edit::{Edit, EditError, edit};
 pub use innkeeper_image::Arch;
 pub use innkeeper_net::MacAddr;
 pub use model::*;
