@@ -456,7 +456,7 @@ impl Host {
 
     /// Changes the size of a disk file; a smaller one only with `shrink`, which loses what is beyond it.
     pub async fn disk_resize(&self, path: &Path, format: DiskFormat, size: Bytes, shrink: bool) -> Result<DiskFile> {
-        let shrink = if shrink { disk::Shrink::Allowed } else { disk::Shrink::Refused };
+        let shrink = if shrink { disk::Shrink::DiscardEnd } else { disk::Shrink::Refuse };
         disk::resize(path, format, size.get(), shrink).await?;
         self.disk_info(path, format).await
     }
