@@ -61,22 +61,64 @@ struct Variant {
     goal: Option<f64>,
 }
 
-const BASELINE: Variant =
-    Variant { name: "q35 bzImage", machine: "q35", pvh: false, parameters: PLAIN, goal: None };
+const BASELINE: Variant = Variant {
+    name: "q35 bzImage",
+    machine: "q35",
+    pvh: false,
+    parameters: PLAIN,
+    goal: None,
+};
 
 const VARIANTS: &[Variant] = &[
-    Variant { name: "q35 PVH", machine: "q35", pvh: true, parameters: PLAIN, goal: None },
-    Variant { name: "q35 PVH tuned", machine: "q35", pvh: true, parameters: TUNED, goal: Some(0.85) },
-    Variant { name: "microvm PVH", machine: MICROVM, pvh: true, parameters: PLAIN, goal: None },
-    Variant { name: "microvm PVH tuned", machine: MICROVM, pvh: true, parameters: TUNED, goal: Some(0.75) },
-    Variant { name: "microvm bzImage", machine: MICROVM, pvh: false, parameters: PLAIN, goal: None },
+    Variant {
+        name: "q35 PVH",
+        machine: "q35",
+        pvh: true,
+        parameters: PLAIN,
+        goal: None,
+    },
+    Variant {
+        name: "q35 PVH tuned",
+        machine: "q35",
+        pvh: true,
+        parameters: TUNED,
+        goal: Some(0.85),
+    },
+    Variant {
+        name: "microvm PVH",
+        machine: MICROVM,
+        pvh: true,
+        parameters: PLAIN,
+        goal: None,
+    },
+    Variant {
+        name: "microvm PVH tuned",
+        machine: MICROVM,
+        pvh: true,
+        parameters: TUNED,
+        goal: Some(0.75),
+    },
+    Variant {
+        name: "microvm bzImage",
+        machine: MICROVM,
+        pvh: false,
+        parameters: PLAIN,
+        goal: None,
+    },
 ];
 
 const MICROVM: &str = "microvm,acpi=off,pcie=off";
 
 /// Measures all variants that the arguments allow.
 pub(crate) fn run(arguments: &BootArguments) -> Result<()> {
-    for file in [Some(&arguments.kernel), arguments.vmlinux.as_ref(), Some(&arguments.initrd)].into_iter().flatten() {
+    for file in [
+        Some(&arguments.kernel),
+        arguments.vmlinux.as_ref(),
+        Some(&arguments.initrd),
+    ]
+    .into_iter()
+    .flatten()
+    {
         ensure!(file.is_file(), "{} is not a file", file.display());
     }
     ensure!(!arguments.marker.is_empty(), "the marker is empty");
@@ -98,9 +140,16 @@ fn argv(arguments: &BootArguments, variant: Variant) -> Vec<OsString> {
         Some(vmlinux) if variant.pvh => vmlinux,
         _ => &arguments.kernel,
     };
-    let mut argv: Vec<OsString> = ["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"]
-        .map(OsString::from)
-        .into();
+    let mut argv: Vec<OsString> = [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+    ]
+    .map(OsString::from)
+    .into();
     let mut add = |name: &str, value: OsString| argv.extend([OsString::from(name), value]);
     add("-machine", variant.machine.into());
     add("-accel", arguments.accel.clone().into());
@@ -127,10 +176,17 @@ impl Drop for Emulator {
 
 fn boot(arguments: &BootArguments, variant: Variant) -> Result<Duration> {
     let mut command = Command::new(&arguments.qemu);
-    command.args(argv(arguments, variant)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command
+        .args(argv(arguments, variant))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
     let start = Instant::now();
-    let mut emulator =
-        Emulator(command.spawn().with_context(|| format!("starting {}", arguments.qemu.display()))?);
+    let mut emulator = Emulator(
+        command
+            .spawn()
+            .with_context(|| format!("starting {}", arguments.qemu.display()))?,
+    );
     let output = emulator.0.stdout.take().context("no pipe to the console")?;
     let (sender, receiver) = mpsc::channel();
     let marker = arguments.marker.clone().into_bytes();
@@ -144,9 +200,18 @@ fn boot(arguments: &BootArguments, variant: Variant) -> Result<Duration> {
     let _ = reader.join();
     match answer {
         Ok(Ok((true, seen))) => Ok(seen - start),
-        Ok(Ok((false, _))) => bail!("{}: QEMU ended before the marker {:?}", variant.name, arguments.marker),
+        Ok(Ok((false, _))) => bail!(
+            "{}: QEMU ended before the marker {:?}",
+            variant.name,
+            arguments.marker
+        ),
         Ok(Err(error)) => Err(error).context("reading the console"),
-        Err(_) => bail!("{}: no marker {:?} within {} s", variant.name, arguments.marker, arguments.timeout),
+        Err(_) => bail!(
+            "{}: no marker {:?} within {} s",
+            variant.name,
+            arguments.marker,
+            arguments.timeout
+        ),
     }
 }
 
@@ -192,7 +257,10 @@ mod tests {
 
     #[test]
     fn microvm_never_runs_with_acpi() {
-        for variant in VARIANTS.iter().filter(|variant| variant.machine.starts_with("microvm")) {
+        for variant in VARIANTS
+            .iter()
+            .filter(|variant| variant.machine.starts_with("microvm"))
+        {
             assert!(variant.machine.contains("acpi=off"), "{}", variant.name);
         }
     }

@@ -100,7 +100,10 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
 
 /// Times all pairs in interleaved rounds, prints and writes the result.
 pub(crate) fn measure(name: &str, mut pairs: Vec<Pair<'_>>, count: usize) -> Result<()> {
-    ensure!(count >= LEAST_PAIRS, "{count} pairs are too few: at least {LEAST_PAIRS}");
+    ensure!(
+        count >= LEAST_PAIRS,
+        "{count} pairs are too few: at least {LEAST_PAIRS}"
+    );
     for pair in &mut pairs {
         // Once unmeasured: the page cache is to be warm for both.
         (pair.ours)().with_context(|| format!("{}, warming up", pair.name))?;
@@ -109,7 +112,9 @@ pub(crate) fn measure(name: &str, mut pairs: Vec<Pair<'_>>, count: usize) -> Res
     let mut timings = vec![Vec::with_capacity(count); pairs.len()];
     for round in 0..count {
         for (pair, timings) in pairs.iter_mut().zip(&mut timings) {
-            timings.push(time_once(pair, round).with_context(|| format!("{}, round {round}", pair.name))?);
+            timings.push(
+                time_once(pair, round).with_context(|| format!("{}, round {round}", pair.name))?,
+            );
         }
     }
     let rows: Vec<Row> = pairs
@@ -118,14 +123,21 @@ pub(crate) fn measure(name: &str, mut pairs: Vec<Pair<'_>>, count: usize) -> Res
         .map(|(pair, pairs_ms)| {
             let summary = summarise(&pairs_ms).context("no pairs")?;
             let verdict = pair.goal.map(|goal| goal.judge(&summary));
-            Ok(Row { name: pair.name.clone(), summary, goal: pair.goal, verdict, pairs_ms })
+            Ok(Row {
+                name: pair.name.clone(),
+                summary,
+                goal: pair.goal,
+                verdict,
+                pairs_ms,
+            })
         })
         .collect::<Result<_>>()?;
     print!("{}", table(&rows));
     let directory = workspace::target_directory()?.join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     let path = directory.join(format!("{name}.json"));
-    fs::write(&path, serde_json::to_vec_pretty(&rows)?).with_context(|| format!("writing {}", path.display()))?;
+    fs::write(&path, serde_json::to_vec_pretty(&rows)?)
+        .with_context(|| format!("writing {}", path.display()))?;
     println!("written to {}", path.display());
     Ok(())
 }
@@ -168,7 +180,10 @@ fn table(rows: &[Row]) -> String {
             row.summary.pairs,
             row.summary.ours_ms,
             row.summary.theirs_ms,
-            format!("{:.1} [{:.1}, {:.1}]", difference.value, difference.low, difference.high),
+            format!(
+                "{:.1} [{:.1}, {:.1}]",
+                difference.value, difference.low, difference.high
+            ),
             format!("{:.3} [{:.3}, {:.3}]", ratio.value, ratio.low, ratio.high),
         ));
     }
@@ -191,7 +206,12 @@ mod tests {
                 Ok(Duration::from_millis(1))
             })
         };
-        let mut pair = Pair { name: String::new(), ours: side('o'), theirs: side('t'), goal: None };
+        let mut pair = Pair {
+            name: String::new(),
+            ours: side('o'),
+            theirs: side('t'),
+            goal: None,
+        };
         for round in 0..4 {
             time_once(&mut pair, round).expect("a timing");
         }

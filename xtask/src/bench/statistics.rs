@@ -34,7 +34,11 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let upper = *sorted.get(sorted.len() / 2)?;
-    if sorted.len() % 2 == 1 { Some(upper) } else { Some(f64::midpoint(sorted[sorted.len() / 2 - 1], upper)) }
+    if sorted.len() % 2 == 1 {
+        Some(upper)
+    } else {
+        Some(f64::midpoint(sorted[sorted.len() / 2 - 1], upper))
+    }
 }
 
 /// Summarises pairs of (ours, theirs) in milliseconds; none for no pairs.
@@ -42,7 +46,10 @@ pub(crate) fn summarise(pairs: &[(f64, f64)]) -> Option<Summary> {
     let ours: Vec<f64> = pairs.iter().map(|pair| pair.0).collect();
     let theirs: Vec<f64> = pairs.iter().map(|pair| pair.1).collect();
     let differences: Vec<f64> = pairs.iter().map(|pair| pair.0 - pair.1).collect();
-    let ratios: Vec<f64> = pairs.iter().map(|pair| pair.0 / pair.1.max(f64::MIN_POSITIVE)).collect();
+    let ratios: Vec<f64> = pairs
+        .iter()
+        .map(|pair| pair.0 / pair.1.max(f64::MIN_POSITIVE))
+        .collect();
     Some(Summary {
         pairs: pairs.len(),
         ours_ms: median(&ours)?,
@@ -65,12 +72,22 @@ fn bootstrap(values: &[f64]) -> Option<Estimate> {
         medians.push(median(&sample)?);
     }
     medians.sort_by(f64::total_cmp);
-    Some(Estimate { value, low: medians[RESAMPLES / 40], high: medians[RESAMPLES - 1 - RESAMPLES / 40] })
+    Some(Estimate {
+        value,
+        low: medians[RESAMPLES / 40],
+        high: medians[RESAMPLES - 1 - RESAMPLES / 40],
+    })
 }
 
 fn sign_test(differences: &[f64]) -> f64 {
-    let less = differences.iter().filter(|difference| **difference < 0.0).count();
-    let more = differences.iter().filter(|difference| **difference > 0.0).count();
+    let less = differences
+        .iter()
+        .filter(|difference| **difference < 0.0)
+        .count();
+    let more = differences
+        .iter()
+        .filter(|difference| **difference > 0.0)
+        .count();
     let (count, fewer) = (less + more, less.min(more));
     // Binomial terms by their logarithms, so that long series do not overflow.
     let mut logarithm = -(count as f64) * std::f64::consts::LN_2;
@@ -109,16 +126,29 @@ mod tests {
 
     #[test]
     fn a_clear_difference_is_clear() {
-        let pairs: Vec<_> = (0..15).map(|i| (20.0 + f64::from(i % 3), 10.0 + f64::from(i % 2))).collect();
+        let pairs: Vec<_> = (0..15)
+            .map(|i| (20.0 + f64::from(i % 3), 10.0 + f64::from(i % 2)))
+            .collect();
         let summary = summarise(&pairs).expect("a summary");
-        assert!(summary.difference_ms.low > 8.0 && summary.difference_ms.high < 13.0, "{summary:?}");
+        assert!(
+            summary.difference_ms.low > 8.0 && summary.difference_ms.high < 13.0,
+            "{summary:?}"
+        );
         assert!(summary.ratio.low > 1.7, "{summary:?}");
         assert!((summary.sign_test_p - 2.0 / 32768.0).abs() < 1e-9);
     }
 
     #[test]
     fn no_difference_is_none() {
-        let pairs: Vec<_> = (0..20).map(|i| if i % 2 == 0 { (10.0, 11.0) } else { (11.0, 10.0) }).collect();
+        let pairs: Vec<_> = (0..20)
+            .map(|i| {
+                if i % 2 == 0 {
+                    (10.0, 11.0)
+                } else {
+                    (11.0, 10.0)
+                }
+            })
+            .collect();
         let summary = summarise(&pairs).expect("a summary");
         assert!(summary.difference_ms.low <= 0.0 && summary.difference_ms.high >= 0.0);
         assert!((summary.sign_test_p - 1.0).abs() < 1e-9);

@@ -35,7 +35,9 @@ impl Account {
         let cache = std::env::var_os("XDG_CACHE_HOME")
             .map(PathBuf::from)
             .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
-            .context("neither HOME nor XDG_CACHE_HOME is set: the tests have no place for their files")?;
+            .context(
+                "neither HOME nor XDG_CACHE_HOME is set: the tests have no place for their files",
+            )?;
         let account = Self {
             name: "(caller)".to_owned(),
             uid: rustix::process::getuid().as_raw(),
@@ -50,24 +52,46 @@ impl Account {
     /// The user `innkeeper-test`, made if it is not there. Needs root.
     pub(crate) fn make() -> Result<Self> {
         if ids_of(NAME)?.is_none() {
-            say(&format!("making the unprivileged user {NAME}, as whom the tests run"));
-            let useradd = find_program("useradd").context("useradd is missing: install package passwd")?;
+            say(&format!(
+                "making the unprivileged user {NAME}, as whom the tests run"
+            ));
+            let useradd =
+                find_program("useradd").context("useradd is missing: install package passwd")?;
             process::run(Command::new(useradd).args([
-                "--user-group", "--no-create-home", "--home-dir", HOME, "--shell", "/usr/sbin/nologin", NAME,
+                "--user-group",
+                "--no-create-home",
+                "--home-dir",
+                HOME,
+                "--shell",
+                "/usr/sbin/nologin",
+                NAME,
             ]))?;
         }
-        let (uid, gid) = ids_of(NAME)?.with_context(|| format!("user {NAME} was made but is not in /etc/passwd"))?;
-        ensure!(uid != 0, "user {NAME} is root: remove it from /etc/passwd, then run this again");
-        for (file, flag) in [("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")] {
+        let (uid, gid) = ids_of(NAME)?
+            .with_context(|| format!("user {NAME} was made but is not in /etc/passwd"))?;
+        ensure!(
+            uid != 0,
+            "user {NAME} is root: remove it from /etc/passwd, then run this again"
+        );
+        for (file, flag) in [
+            ("/etc/subuid", "--add-subuids"),
+            ("/etc/subgid", "--add-subgids"),
+        ] {
             let text = read_or_empty(Path::new(file))?;
             if let Some(range) = lacking_range(&text, NAME) {
                 say(&format!("giving user {NAME} subordinate ids in {file}"));
-                let usermod = find_program("usermod").context("usermod is missing: install package passwd")?;
+                let usermod = find_program("usermod")
+                    .context("usermod is missing: install package passwd")?;
                 process::run(Command::new(usermod).args([flag, &range, NAME]))?;
             }
         }
         join_kvm_group()?;
-        let account = Self { name: NAME.to_owned(), uid, gid, home: PathBuf::from(HOME) };
+        let account = Self {
+            name: NAME.to_owned(),
+            uid,
+            gid,
+            home: PathBuf::from(HOME),
+        };
         account.make_directories()?;
         Ok(account)
     }
@@ -81,8 +105,12 @@ impl Account {
                 _ => {}
             }
         }
-        let directories =
-            [self.home.clone(), self.scratch(), self.home.join("run"), self.home.join("innkeeper")];
+        let directories = [
+            self.home.clone(),
+            self.scratch(),
+            self.home.join("run"),
+            self.home.join("innkeeper"),
+        ];
         for path in directories {
             match DirBuilder::new().mode(0o700).create(&path) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -91,7 +119,8 @@ impl Account {
                 _ => {}
             }
             if process::is_root() {
-                chown(&path, Some(self.uid), Some(self.gid)).with_context(|| format!("giving {} away", path.display()))?;
+                chown(&path, Some(self.uid), Some(self.gid))
+                    .with_context(|| format!("giving {} away", path.display()))?;
             }
         }
         Ok(())
@@ -110,7 +139,8 @@ impl Account {
     /// Writes the plan where this user can read it.
     pub(crate) fn write_plan(&self, plan: &Plan) -> Result<PathBuf> {
         let path = self.scratch().join("plan.json");
-        fs::write(&path, serde_json::to_vec_pretty(plan)?).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(&path, serde_json::to_vec_pretty(plan)?)
+            .with_context(|| format!("writing {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         Ok(path)
     }
@@ -130,12 +160,21 @@ impl Account {
             ("INSTA_WORKSPACE_ROOT", text(crate::workspace::root())),
             ("INSTA_UPDATE", "no".to_owned()),
             ("LANG", "C.UTF-8".to_owned()),
-            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+            (
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+            ),
             ("RUST_BACKTRACE", "1".to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
-        for name in ["CI", "INNKEEPER_ACCEL", "INNKEEPER_REQUIRE_DRIVERS", "PROPTEST_CASES", "NO_COLOR"] {
+        for name in [
+            "CI",
+            "INNKEEPER_ACCEL",
+            "INNKEEPER_REQUIRE_DRIVERS",
+            "PROPTEST_CASES",
+            "NO_COLOR",
+        ] {
             if let Ok(value) = std::env::var(name) {
                 environment.insert(name.to_owned(), value);
             }
@@ -146,7 +185,9 @@ impl Account {
 
 /// Lets the user open /dev/kvm where its group may.
 fn join_kvm_group() -> Result<()> {
-    let Ok(device) = fs::metadata("/dev/kvm") else { return Ok(()) };
+    let Ok(device) = fs::metadata("/dev/kvm") else {
+        return Ok(());
+    };
     let (mode, group) = (device.mode(), device.gid());
     if !device.file_type().is_char_device() || mode & 0o006 == 0o006 {
         return Ok(());
@@ -156,7 +197,9 @@ fn join_kvm_group() -> Result<()> {
         return Ok(());
     }
     let Some(name) = group_name(&fs::read_to_string("/etc/group")?, group) else {
-        say(&format!("/dev/kvm belongs to group {group}, which has no name: the tests run without KVM"));
+        say(&format!(
+            "/dev/kvm belongs to group {group}, which has no name: the tests run without KVM"
+        ));
         return Ok(());
     };
     let usermod = find_program("usermod").context("usermod is missing: install package passwd")?;
@@ -173,12 +216,20 @@ fn read_or_empty(path: &Path) -> Result<String> {
 /// User and group id of a local user, from passwd(5).
 fn ids_of(user: &str) -> Result<Option<(u32, u32)>> {
     let text = fs::read_to_string("/etc/passwd").context("reading /etc/passwd")?;
-    let Some(line) = text.lines().find(|line| line.split(':').next() == Some(user)) else { return Ok(None) };
+    let Some(line) = text
+        .lines()
+        .find(|line| line.split(':').next() == Some(user))
+    else {
+        return Ok(None);
+    };
     let fields: Vec<&str> = line.split(':').collect();
     let (Some(uid), Some(gid)) = (fields.get(2), fields.get(3)) else {
         bail!("/etc/passwd has a broken line for {user}");
     };
-    Ok(Some((uid.parse().context("user id")?, gid.parse().context("group id")?)))
+    Ok(Some((
+        uid.parse().context("user id")?,
+        gid.parse().context("group id")?,
+    )))
 }
 
 fn group_name(groups: &str, gid: u32) -> Option<String> {
@@ -193,8 +244,13 @@ fn lacking_range(text: &str, user: &str) -> Option<String> {
     let mut free = 100_000_u64;
     for line in text.lines() {
         let mut fields = line.split(':');
-        let (Some(name), Some(first), Some(count)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        let (Ok(first), Ok(count)) = (first.parse::<u64>(), count.parse::<u64>()) else { continue };
+        let (Some(name), Some(first), Some(count)) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let (Ok(first), Ok(count)) = (first.parse::<u64>(), count.parse::<u64>()) else {
+            continue;
+        };
         if name == user && count >= SUBORDINATE_IDS {
             return None;
         }
@@ -210,20 +266,34 @@ mod tests {
     #[test]
     fn a_range_is_given_once_and_never_overlaps() {
         assert_eq!(lacking_range("", "t").as_deref(), Some("100000-165535"));
-        assert_eq!(lacking_range("a:100000:65536\n", "t").as_deref(), Some("165536-231071"));
+        assert_eq!(
+            lacking_range("a:100000:65536\n", "t").as_deref(),
+            Some("165536-231071")
+        );
         assert_eq!(lacking_range("a:100000:65536\nt:165536:65536\n", "t"), None);
-        assert_eq!(lacking_range("t:100000:10\nbroken\n", "t").as_deref(), Some("100010-165545"));
+        assert_eq!(
+            lacking_range("t:100000:10\nbroken\n", "t").as_deref(),
+            Some("100010-165545")
+        );
     }
 
     #[test]
     fn groups_are_found_by_id() {
-        assert_eq!(group_name("root:x:0:\nkvm:x:106:a\n", 106).as_deref(), Some("kvm"));
+        assert_eq!(
+            group_name("root:x:0:\nkvm:x:106:a\n", 106).as_deref(),
+            Some("kvm")
+        );
         assert_eq!(group_name("root:x:0:\n", 106), None);
     }
 
     #[test]
     fn the_environment_is_closed() {
-        let account = Account { name: "t".to_owned(), uid: 1, gid: 1, home: PathBuf::from("/h") };
+        let account = Account {
+            name: "t".to_owned(),
+            uid: 1,
+            gid: 1,
+            home: PathBuf::from("/h"),
+        };
         let environment = account.environment(Path::new("/l"));
         assert_eq!(environment["INNKEEPER_LIBEXEC"], "/l");
         assert!(!environment.contains_key("CARGO_HOME"));

@@ -58,7 +58,11 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
         check::run()?;
     }
     let libexec = agent::build_all()?;
-    let account = if is_root() { account::Account::make()? } else { account::Account::own()? };
+    let account = if is_root() {
+        account::Account::make()?
+    } else {
+        account::Account::own()?
+    };
     let executables = plan::build(&arguments.package)?;
     let doctests = doctests(&arguments.package);
     let plan = plan::Plan {
@@ -87,7 +91,10 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
     for path in plan.needed_paths(&this, &libexec) {
         command.arg("--need").arg(path);
     }
-    command.arg("--stage").arg(account.stage()).args(["--", "setpriv"]);
+    command
+        .arg("--stage")
+        .arg(account.stage())
+        .args(["--", "setpriv"]);
     command.args([
         format!("--reuid={}", account.uid),
         format!("--regid={}", account.gid),
@@ -95,7 +102,10 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
     ]);
     command.arg(&this).arg("run-test-plan").arg(&file);
     command.env_clear().envs(&plan.environment).current_dir("/");
-    let status = command.stdin(std::process::Stdio::null()).status().context("starting unshare")?;
+    let status = command
+        .stdin(std::process::Stdio::null())
+        .status()
+        .context("starting unshare")?;
     ensure!(status.success(), "tests failed");
     Ok(())
 }

@@ -46,8 +46,15 @@ impl Plan {
 
     /// Directories that whoever runs the plan must be able to enter.
     pub(crate) fn needed_paths(&self, this: &Path, libexec: &Path) -> Vec<PathBuf> {
-        let parents = self.executables.iter().map(|executable| executable.path.as_path()).chain([this]);
-        let mut paths: Vec<PathBuf> = parents.filter_map(Path::parent).map(Path::to_path_buf).collect();
+        let parents = self
+            .executables
+            .iter()
+            .map(|executable| executable.path.as_path())
+            .chain([this]);
+        let mut paths: Vec<PathBuf> = parents
+            .filter_map(Path::parent)
+            .map(Path::to_path_buf)
+            .collect();
         paths.push(workspace::root().to_path_buf());
         paths.push(libexec.to_path_buf());
         paths.sort();
@@ -71,8 +78,14 @@ pub(crate) fn build(packages: &[String]) -> Result<Vec<TestExecutable>> {
     say("building the tests");
     // Only naming the kinds builds the plain binaries too, which tests of the command line start.
     let mut command = cargo([
-        "test", "--locked", "--no-run", "--lib", "--bins", "--tests",
-        "--message-format", "json-render-diagnostics",
+        "test",
+        "--locked",
+        "--no-run",
+        "--lib",
+        "--bins",
+        "--tests",
+        "--message-format",
+        "json-render-diagnostics",
     ]);
     select(&mut command, packages);
     list(&process::stdout(&mut command)?)
@@ -81,11 +94,23 @@ pub(crate) fn build(packages: &[String]) -> Result<Vec<TestExecutable>> {
 fn list(messages: &[u8]) -> Result<Vec<TestExecutable>> {
     let mut executables = Vec::new();
     for message in Message::parse_stream(messages) {
-        let Message::CompilerArtifact(artifact) = message.context("reading cargo's messages")? else { continue };
-        let Some(path) = artifact.executable.filter(|_| artifact.profile.test) else { continue };
+        let Message::CompilerArtifact(artifact) = message.context("reading cargo's messages")?
+        else {
+            continue;
+        };
+        let Some(path) = artifact.executable.filter(|_| artifact.profile.test) else {
+            continue;
+        };
         let manifest = artifact.manifest_path.into_std_path_buf();
-        let directory = manifest.parent().context("a manifest without a directory")?.to_path_buf();
-        let package = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let directory = manifest
+            .parent()
+            .context("a manifest without a directory")?
+            .to_path_buf();
+        let package = directory
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let integration = artifact.target.kind.contains(&TargetKind::Test);
         executables.push(TestExecutable {
             alone: integration && artifact.target.name.starts_with("alone_"),

@@ -57,7 +57,11 @@ pub(crate) fn run(plan: &Plan) -> Result<Tally> {
         let ignored: HashSet<String> = list(plan, executable, true)?.into_iter().collect();
         for name in list(plan, executable, false)? {
             let test = Test { executable, name };
-            if plan.filter.as_ref().is_some_and(|filter| !test.title().contains(filter)) {
+            if plan
+                .filter
+                .as_ref()
+                .is_some_and(|filter| !test.title().contains(filter))
+            {
                 continue;
             }
             if ignored.contains(&test.name) {
@@ -105,7 +109,9 @@ pub(crate) fn run(plan: &Plan) -> Result<Tally> {
         finished.store(true, Ordering::Relaxed);
     });
     tally.passed = passed.into_inner();
-    let mut failures = failures.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut failures = failures
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     failures.extend(leftovers());
     for failure in &failures {
         println!("failed: {failure}");
@@ -115,7 +121,9 @@ pub(crate) fn run(plan: &Plan) -> Result<Tally> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn command(plan: &Plan, executable: &TestExecutable) -> Command {
@@ -135,14 +143,27 @@ fn list(plan: &Plan, executable: &TestExecutable, ignored: bool) -> Result<Vec<S
     if ignored {
         command.arg("--ignored");
     }
-    let output = command.output().with_context(|| format!("starting {}", executable.path.display()))?;
-    ensure!(output.status.success(), "{} cannot list its tests: {}", executable.name, output.status);
-    Ok(names(&String::from_utf8(output.stdout).context("names of tests")?))
+    let output = command
+        .output()
+        .with_context(|| format!("starting {}", executable.path.display()))?;
+    ensure!(
+        output.status.success(),
+        "{} cannot list its tests: {}",
+        executable.name,
+        output.status
+    );
+    Ok(names(
+        &String::from_utf8(output.stdout).context("names of tests")?,
+    ))
 }
 
 /// Names in libtest's terse list: `NAME: test` per line.
 fn names(listing: &str) -> Vec<String> {
-    listing.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect()
+    listing
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn run_one(plan: &Plan, test: &Test<'_>, own: &Mutex<HashSet<i32>>) -> Result<()> {
@@ -150,11 +171,17 @@ fn run_one(plan: &Plan, test: &Test<'_>, own: &Mutex<HashSet<i32>>) -> Result<()
     let third = output.try_clone()?;
     let start = Instant::now();
     let mut command = command(plan, test.executable);
-    command.args(["--exact", &test.name, "--nocapture"]).stdout(second).stderr(third).process_group(0);
+    command
+        .args(["--exact", &test.name, "--nocapture"])
+        .stdout(second)
+        .stderr(third)
+        .process_group(0);
     let mut child = {
         // Under the lock, or the reaper could take the child before it is known as ours.
         let mut own = lock(own);
-        let child = command.spawn().with_context(|| format!("starting {}", test.executable.path.display()))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("starting {}", test.executable.path.display()))?;
         own.insert(raw(child.id()));
         child
     };
@@ -200,7 +227,11 @@ fn raw(id: u32) -> i32 {
 /// making us wait.
 fn anonymous_file(directory: &Path) -> Result<(File, File)> {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let path = directory.join(format!("output-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    let path = directory.join(format!(
+        "output-{}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    ));
     let file = File::options()
         .create_new(true)
         .read(true)
@@ -214,7 +245,8 @@ fn anonymous_file(directory: &Path) -> Result<(File, File)> {
 
 #[cfg(target_os = "linux")]
 fn become_subreaper() -> Result<()> {
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("becoming a subreaper")
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .context("becoming a subreaper")
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -237,15 +269,28 @@ fn parse_stat(text: &str) -> Option<Process> {
     let (id, name) = head.split_once(" (")?;
     let mut fields = rest.split_whitespace();
     let ended = matches!(fields.next()?, "Z" | "X");
-    Some(Process { id: id.parse().ok()?, name: name.to_owned(), ended, parent: fields.next()?.parse().ok()? })
+    Some(Process {
+        id: id.parse().ok()?,
+        name: name.to_owned(),
+        ended,
+        parent: fields.next()?.parse().ok()?,
+    })
 }
 
 fn children() -> Vec<Process> {
     let this = raw(std::process::id());
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .bytes()
+                .all(|byte| byte.is_ascii_digit())
+        })
         .filter_map(|entry| parse_stat(&fs::read_to_string(entry.path().join("stat")).ok()?))
         .filter(|process| process.parent == this)
         .collect()
@@ -276,7 +321,10 @@ fn leftovers() -> Vec<String> {
         }
         if now > deadline {
             for process in alive.iter().filter(|process| !process.ended) {
-                let text = format!("process {} ({}) was left running by a test", process.id, process.name);
+                let text = format!(
+                    "process {} ({}) was left running by a test",
+                    process.id, process.name
+                );
                 if !named.contains(&text) {
                     named.push(text);
                 }
@@ -302,7 +350,15 @@ mod tests {
     #[test]
     fn hostile_process_names_are_read() {
         let process = parse_stat("12 (a) Z 1 (x) S 7 12 12 0").expect("a process");
-        assert_eq!(process, Process { id: 12, name: "a) Z 1 (x".to_owned(), ended: false, parent: 7 });
+        assert_eq!(
+            process,
+            Process {
+                id: 12,
+                name: "a) Z 1 (x".to_owned(),
+                ended: false,
+                parent: 7
+            }
+        );
         assert!(parse_stat("3 (x) Z 1 0").expect("a process").ended);
         assert_eq!(parse_stat("nonsense"), None);
     }

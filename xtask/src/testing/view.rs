@@ -30,7 +30,9 @@ pub(crate) struct ViewArguments {
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn enter(_arguments: &ViewArguments) -> Result<()> {
-    anyhow::bail!("mount namespaces are there on Linux only: run the tests as a user that is not root")
+    anyhow::bail!(
+        "mount namespaces are there on Linux only: run the tests as a user that is not root"
+    )
 }
 
 #[cfg(target_os = "linux")]
@@ -57,7 +59,10 @@ mod linux {
         for path in &needed {
             if let Some(ancestor) = closed_ancestor(path)? {
                 if &ancestor == path {
-                    bail!("{0} is closed to other users: run `chmod o+rx {0}`, or clone elsewhere", path.display());
+                    bail!(
+                        "{0} is closed to other users: run `chmod o+rx {0}`, or clone elsewhere",
+                        path.display()
+                    );
                 }
                 closed.push((ancestor, path.clone()));
             }
@@ -73,7 +78,8 @@ mod linux {
         for (index, (_, path)) in closed.iter().enumerate() {
             let copy = stage.join(index.to_string());
             fs::create_dir(&copy)?;
-            mount_bind_recursive(path, &copy).with_context(|| format!("binding {}", path.display()))?;
+            mount_bind_recursive(path, &copy)
+                .with_context(|| format!("binding {}", path.display()))?;
         }
         let mut covered: Vec<&PathBuf> = closed.iter().map(|(ancestor, _)| ancestor).collect();
         covered.sort();
@@ -82,7 +88,8 @@ mod linux {
             tmpfs(path)?;
         }
         for (index, (_, path)) in closed.iter().enumerate() {
-            fs::create_dir_all(path).with_context(|| format!("making {} in the view", path.display()))?;
+            fs::create_dir_all(path)
+                .with_context(|| format!("making {} in the view", path.display()))?;
             mount_bind_recursive(stage.join(index.to_string()), path)
                 .with_context(|| format!("binding {}", path.display()))?;
         }
@@ -94,8 +101,19 @@ mod linux {
     }
 
     fn tmpfs(path: &Path) -> Result<()> {
-        mount("tmpfs", path, "tmpfs", MountFlags::NOSUID, Some(c"mode=0755"))
-            .with_context(|| format!("covering {}; tests as root need the right to mount", path.display()))
+        mount(
+            "tmpfs",
+            path,
+            "tmpfs",
+            MountFlags::NOSUID,
+            Some(c"mode=0755"),
+        )
+        .with_context(|| {
+            format!(
+                "covering {}; tests as root need the right to mount",
+                path.display()
+            )
+        })
     }
 
     /// The needed paths without those that lie in another one.
@@ -104,7 +122,10 @@ mod linux {
         sorted.sort();
         sorted.dedup();
         let all = sorted.clone();
-        sorted.retain(|path| !all.iter().any(|other| other != path && path.starts_with(other)));
+        sorted.retain(|path| {
+            !all.iter()
+                .any(|other| other != path && path.starts_with(other))
+        });
         sorted
     }
 
@@ -113,7 +134,8 @@ mod linux {
         let mut ancestors: Vec<&Path> = path.ancestors().collect();
         ancestors.reverse();
         for ancestor in ancestors {
-            let found = fs::metadata(ancestor).with_context(|| format!("looking at {}", ancestor.display()))?;
+            let found = fs::metadata(ancestor)
+                .with_context(|| format!("looking at {}", ancestor.display()))?;
             if found.mode() & 0o001 == 0 {
                 return Ok(Some(ancestor.to_path_buf()));
             }
@@ -122,14 +144,25 @@ mod linux {
     }
 
     fn mend_null_device(stage: &Path) -> Result<()> {
-        if fs::metadata("/dev/null").context("looking at /dev/null")?.mode() & 0o006 == 0o006 {
+        if fs::metadata("/dev/null")
+            .context("looking at /dev/null")?
+            .mode()
+            & 0o006
+            == 0o006
+        {
             return Ok(());
         }
         crate::process::say("/dev/null is not writable for all: replacing it for the tests");
         let node = stage.join("null");
         // 1:3 is the null device (the kernel's admin-guide/devices.txt).
-        rustix::fs::mknodat(CWD, &node, FileType::CharacterDevice, Mode::from(0o666), rustix::fs::makedev(1, 3))
-            .context("making a null device")?;
+        rustix::fs::mknodat(
+            CWD,
+            &node,
+            FileType::CharacterDevice,
+            Mode::from(0o666),
+            rustix::fs::makedev(1, 3),
+        )
+        .context("making a null device")?;
         rustix::fs::chmod(&node, Mode::from(0o666)).context("opening the null device")?;
         mount_bind(&node, "/dev/null").context("replacing /dev/null")
     }
@@ -153,7 +186,9 @@ mod linux {
             let closed = root.path().join("closed");
             fs::create_dir_all(closed.join("in")).expect("directories");
             fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("mode");
-            let found = closed_ancestor(&closed.join("in")).expect("an answer").expect("a closed one");
+            let found = closed_ancestor(&closed.join("in"))
+                .expect("an answer")
+                .expect("a closed one");
             // The temporary directory itself may lie under a closed one.
             assert!(closed.starts_with(&found));
         }
