@@ -71,7 +71,10 @@ fn build(target: &AgentTarget, directory: &Path) -> Result<Outcome> {
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     if !native {
         if find_program(target.linker).is_none() {
-            return Ok(Outcome::Lacking(format!("no linker: install {}", target.linker_package)));
+            return Ok(Outcome::Lacking(format!(
+                "no linker: install {}",
+                target.linker_package
+            )));
         }
         flags.push(format!("-Clinker={}", target.linker));
         match sysroot_of(target.triple)? {
@@ -86,15 +89,31 @@ fn build(target: &AgentTarget, directory: &Path) -> Result<Outcome> {
         }
     }
     let mut command = process::cargo([
-        "build", "--locked", "--package", "innkeeper-agent", "--bin", "inn-agent", "--profile", "agent",
-        "--target", target.triple, "--message-format", "json-render-diagnostics",
+        "build",
+        "--locked",
+        "--package",
+        "innkeeper-agent",
+        "--bin",
+        "inn-agent",
+        "--profile",
+        "agent",
+        "--target",
+        target.triple,
+        "--message-format",
+        "json-render-diagnostics",
     ]);
-    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
-    say(&format!("building the static guest agent for {}", target.arch));
+    command
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env_remove("RUSTFLAGS");
+    say(&format!(
+        "building the static guest agent for {}",
+        target.arch
+    ));
     let output = process::stdout(&mut command)?;
     let built = executable_named(&output, "inn-agent")?.context("cargo built no inn-agent")?;
     let image = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-    check_static(&image, target.machine).with_context(|| format!("checking {}", built.display()))?;
+    check_static(&image, target.machine)
+        .with_context(|| format!("checking {}", built.display()))?;
     let path = directory.join(format!("agent-linux-{}", target.arch));
     // Renamed into place: a VM that starts meanwhile must not read half an agent.
     let fresh = directory.join(format!(".agent-linux-{}.new", target.arch));
@@ -118,22 +137,43 @@ fn sysroot_of(triple: &str) -> Result<Sysroot> {
         return Ok(Sysroot::Missing);
     };
     let mut command = std::process::Command::new(&checker);
-    command.args(["-t", triple, "-m", "setup"]).arg(workspace::root());
+    command
+        .args(["-t", triple, "-m", "setup"])
+        .arg(workspace::root());
     let output = process::output(&mut command)?;
     if output.status.code() == Some(3) {
         return Ok(Sysroot::Missing);
     }
-    ensure!(output.status.success(), "{} failed: {}", process::shown(&command), output.status);
-    let path = String::from_utf8(output.stdout).context("the checker printed no path")?.trim().to_owned();
-    Ok(if path.is_empty() { Sysroot::Installed } else { Sysroot::At(path) })
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        process::shown(&command),
+        output.status
+    );
+    let path = String::from_utf8(output.stdout)
+        .context("the checker printed no path")?
+        .trim()
+        .to_owned();
+    Ok(if path.is_empty() {
+        Sysroot::Installed
+    } else {
+        Sysroot::At(path)
+    })
 }
 
 /// Whether the toolchain itself has the std of a target.
 pub(crate) fn std_is_installed(triple: &str) -> Result<bool> {
-    let mut command = std::process::Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
-    command.args(["--print", "sysroot"]).current_dir(workspace::root());
+    let mut command =
+        std::process::Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    command
+        .args(["--print", "sysroot"])
+        .current_dir(workspace::root());
     let sysroot = String::from_utf8(process::stdout(&mut command)?).context("rustc's sysroot")?;
-    Ok(Path::new(sysroot.trim()).join("lib/rustlib").join(triple).join("lib").is_dir())
+    Ok(Path::new(sysroot.trim())
+        .join("lib/rustlib")
+        .join(triple)
+        .join("lib")
+        .is_dir())
 }
 
 /// The executable that cargo's JSON messages name for a binary target.
@@ -154,17 +194,32 @@ fn executable_named(messages: &[u8], name: &str) -> Result<Option<PathBuf>> {
 /// Layout: System V ABI, "ELF Header" and "Program Header"; `PT_INTERP` is 3.
 fn check_static(image: &[u8], machine: u16) -> Result<()> {
     let field = |offset: usize, length: usize| -> Result<u64> {
-        let bytes = offset.checked_add(length).and_then(|end| image.get(offset..end)).context("file too short")?;
-        Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+        let bytes = offset
+            .checked_add(length)
+            .and_then(|end| image.get(offset..end))
+            .context("file too short")?;
+        Ok(bytes
+            .iter()
+            .rev()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte)))
     };
-    ensure!(image.starts_with(b"\x7fELF\x02\x01"), "not a little-endian ELF64 file");
+    ensure!(
+        image.starts_with(b"\x7fELF\x02\x01"),
+        "not a little-endian ELF64 file"
+    );
     let found = field(18, 2)?;
-    ensure!(found == u64::from(machine), "made for machine {found}, not {machine}");
+    ensure!(
+        found == u64::from(machine),
+        "made for machine {found}, not {machine}"
+    );
     let (table, size, count) = (field(32, 8)?, field(54, 2)?, field(56, 2)?);
     for index in 0..count {
-        let entry = usize::try_from(table.saturating_add(index * size)).context("program header out of range")?;
+        let entry = usize::try_from(table.saturating_add(index * size))
+            .context("program header out of range")?;
         if field(entry, 4)? == 3 {
-            bail!("it asks for a dynamic loader, so it would not start in a guest without that libc");
+            bail!(
+                "it asks for a dynamic loader, so it would not start in a guest without that libc"
+            );
         }
     }
     Ok(())

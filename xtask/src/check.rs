@@ -16,14 +16,32 @@ const MAC: &str = "aarch64-apple-darwin";
 pub(crate) fn run() -> Result<()> {
     process::run(&mut cargo(["fmt", "--all", "--check"]))?;
     tidy::run()?;
-    say(&format!("licences of {} crates are allowed", licences::check()?));
+    say(&format!(
+        "licences of {} crates are allowed",
+        licences::check()?
+    ));
     process::run(&mut cargo([
-        "clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings",
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
     ]))?;
     mac()?;
     process::run(
-        cargo(["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"])
-            .env("RUSTDOCFLAGS", "-Dwarnings -Arustdoc::private_intra_doc_links"),
+        cargo([
+            "doc",
+            "--locked",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ])
+        .env(
+            "RUSTDOCFLAGS",
+            "-Dwarnings -Arustdoc::private_intra_doc_links",
+        ),
     )?;
     say("all checks passed");
     Ok(())
@@ -31,16 +49,29 @@ pub(crate) fn run() -> Result<()> {
 
 /// Lints for macOS, by rustup's std or by the checker that the environment names.
 fn mac() -> Result<()> {
-    let rest = ["--workspace", "--exclude", "xtask", "--all-targets", "--", "-D", "warnings"];
+    let rest = [
+        "--workspace",
+        "--exclude",
+        "xtask",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
     if agent::std_is_installed(MAC)? {
         return process::run(cargo(["clippy", "--locked", "--target", MAC]).args(rest));
     }
     let Some(checker) = std::env::var_os("INNKEEPER_APPLE_CHECK") else {
-        say(&format!("SKIPPED: lints for macOS: no std for it; run `rustup target add {MAC}`"));
+        say(&format!(
+            "SKIPPED: lints for macOS: no std for it; run `rustup target add {MAC}`"
+        ));
         return Ok(());
     };
     let mut command = Command::new(checker);
-    command.args(["-t", MAC, "-m", "clippy", "."]).args(rest).current_dir(workspace::root());
+    command
+        .args(["-t", MAC, "-m", "clippy", "."])
+        .args(rest)
+        .current_dir(workspace::root());
     eprintln!("+ {}", process::shown(&command));
     let status = command.stdin(std::process::Stdio::null()).status()?;
     match status.code() {

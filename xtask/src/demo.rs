@@ -39,12 +39,26 @@ struct ListedVm {
 pub(crate) fn run(arguments: &DemoArguments) -> Result<()> {
     packages::ensure(Purpose::Demo)?;
     say("building inn (release)");
-    process::run(&mut cargo(["build", "--locked", "--release", "--package", "inn"]))?;
+    process::run(&mut cargo([
+        "build",
+        "--locked",
+        "--release",
+        "--package",
+        "inn",
+    ]))?;
     agent::build_all()?;
     let inn = workspace::target_directory()?.join("release").join("inn");
     match state_of(&inn, &arguments.name)?.as_deref() {
-        None => process::run(Command::new(&inn).args(["run", &arguments.image, "--name", &arguments.name]))?,
-        Some("ready") => say(&format!("VM {} is there and ready; using it", arguments.name)),
+        None => process::run(Command::new(&inn).args([
+            "run",
+            &arguments.image,
+            "--name",
+            &arguments.name,
+        ]))?,
+        Some("ready") => say(&format!(
+            "VM {} is there and ready; using it",
+            arguments.name
+        )),
         Some("running" | "starting") => {
             process::run(Command::new(&inn).args(["wait", &arguments.name, "--for", "ready"]))?;
         }
@@ -76,7 +90,10 @@ fn state_of(inn: &Path, name: &str) -> Result<Option<String>> {
 
 fn find_state(listed: &[u8], name: &str) -> Result<Option<String>> {
     let vms: Vec<ListedVm> = serde_json::from_slice(listed).context("reading `inn ls -o json`")?;
-    Ok(vms.into_iter().find(|vm| vm.name == name).map(|vm| vm.state))
+    Ok(vms
+        .into_iter()
+        .find(|vm| vm.name == name)
+        .map(|vm| vm.state))
 }
 
 #[cfg(test)]
@@ -85,8 +102,12 @@ mod tests {
 
     #[test]
     fn state_is_found_by_exact_name() {
-        let listed = br#"[{"name":"demo2","state":"ready","cpus":1},{"name":"demo","state":"stopped"}]"#;
-        assert_eq!(find_state(listed, "demo").expect("a list").as_deref(), Some("stopped"));
+        let listed =
+            br#"[{"name":"demo2","state":"ready","cpus":1},{"name":"demo","state":"stopped"}]"#;
+        assert_eq!(
+            find_state(listed, "demo").expect("a list").as_deref(),
+            Some("stopped")
+        );
         assert_eq!(find_state(listed, "dem").expect("a list"), None);
         assert!(find_state(b"NAME STATE", "demo").is_err());
     }

@@ -43,11 +43,19 @@ const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 pub(crate) fn check() -> Result<usize> {
     let metadata = workspace::metadata()?;
     let refused = refused(&metadata);
-    ensure!(refused.is_empty(), "licences that are not allowed:\n  {}", refused.join("\n  "));
+    ensure!(
+        refused.is_empty(),
+        "licences that are not allowed:\n  {}",
+        refused.join("\n  ")
+    );
     let path = workspace::root().join("Cargo.lock");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let strangers = foreign_sources(&text)?;
-    ensure!(strangers.is_empty(), "Cargo.lock has sources other than crates.io:\n  {}", strangers.join("\n  "));
+    ensure!(
+        strangers.is_empty(),
+        "Cargo.lock has sources other than crates.io:\n  {}",
+        strangers.join("\n  ")
+    );
     Ok(metadata.packages.len())
 }
 
@@ -70,14 +78,25 @@ fn judge(expression: &str) -> Result<(), String> {
     let parsed = spdx::Expression::parse_mode(expression, spdx::ParseMode::LAX)
         .map_err(|error| format!("{expression:?} is no SPDX expression: {}", error.reason))?;
     let allowed = parsed.evaluate(|requirement| {
-        let licence = requirement.license.id().is_some_and(|id| ALLOWED.contains(&id.name));
+        let licence = requirement
+            .license
+            .id()
+            .is_some_and(|id| ALLOWED.contains(&id.name));
         let exception = match &requirement.addition {
             None => true,
-            Some(item) => item.id().is_some_and(|id| ALLOWED_EXCEPTIONS.contains(&id.name)),
+            Some(item) => item
+                .id()
+                .is_some_and(|id| ALLOWED_EXCEPTIONS.contains(&id.name)),
         };
         licence && exception
     });
-    if allowed { Ok(()) } else { Err(format!("{expression} is not allowed by the list in xtask/src/licences.rs")) }
+    if allowed {
+        Ok(())
+    } else {
+        Err(format!(
+            "{expression} is not allowed by the list in xtask/src/licences.rs"
+        ))
+    }
 }
 
 #[derive(Deserialize)]
@@ -109,10 +128,22 @@ mod tests {
 
     #[test]
     fn expressions_are_evaluated() {
-        for good in ["MIT", "MIT/Apache-2.0", "GPL-3.0-only OR MIT", "Apache-2.0 WITH LLVM-exception", "(MIT OR Apache-2.0) AND Unicode-3.0"] {
+        for good in [
+            "MIT",
+            "MIT/Apache-2.0",
+            "GPL-3.0-only OR MIT",
+            "Apache-2.0 WITH LLVM-exception",
+            "(MIT OR Apache-2.0) AND Unicode-3.0",
+        ] {
             assert_eq!(judge(good), Ok(()), "{good}");
         }
-        for bad in ["GPL-3.0-only", "GPL-3.0-only AND MIT", "AGPL-3.0-or-later", "what is this", "MIT WITH GCC-exception-3.1"] {
+        for bad in [
+            "GPL-3.0-only",
+            "GPL-3.0-only AND MIT",
+            "AGPL-3.0-or-later",
+            "what is this",
+            "MIT WITH GCC-exception-3.1",
+        ] {
             assert!(judge(bad).is_err(), "{bad}");
         }
     }
@@ -124,6 +155,9 @@ mod tests {
              [[package]]\nname = \"b\"\nversion = \"1.0.0\"\nsource = \"{REGISTRY}\"\n\
              [[package]]\nname = \"c\"\nversion = \"1.0.0\"\nsource = \"git+https://example.org/c\"\n"
         );
-        assert_eq!(foreign_sources(&text).expect("a lock file"), ["c: git+https://example.org/c"]);
+        assert_eq!(
+            foreign_sources(&text).expect("a lock file"),
+            ["c: git+https://example.org/c"]
+        );
     }
 }

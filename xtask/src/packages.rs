@@ -34,7 +34,10 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
         return Ok(());
     }
     for requirement in &lacking {
-        say(&format!("missing: {} ({})", requirement.package, requirement.why));
+        say(&format!(
+            "missing: {} ({})",
+            requirement.package, requirement.why
+        ));
     }
     let (optional, needed): (Vec<_>, Vec<_>) = lacking.into_iter().partition(|item| item.optional);
     if find_program("apt-get").is_none() {
@@ -45,20 +48,35 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     }
     for requirement in optional {
         if let Err(error) = install(&[requirement]) {
-            say(&format!("going on without {} ({}): {error:#}", requirement.package, requirement.why));
+            say(&format!(
+                "going on without {} ({}): {error:#}",
+                requirement.package, requirement.why
+            ));
         }
     }
-    let still: Vec<_> = missing(purpose).into_iter().filter(|item| !item.optional).collect();
-    if still.is_empty() { Ok(()) } else { without_apt(&still).context("apt-get ended well, but") }
+    let still: Vec<_> = missing(purpose)
+        .into_iter()
+        .filter(|item| !item.optional)
+        .collect();
+    if still.is_empty() {
+        Ok(())
+    } else {
+        without_apt(&still).context("apt-get ended well, but")
+    }
 }
 
 fn without_apt(needed: &[Requirement]) -> Result<()> {
     if needed.is_empty() {
         return Ok(());
     }
-    let list: Vec<_> =
-        needed.iter().map(|item| format!("{} ({}, {:?})", item.package, item.why, item.presence)).collect();
-    bail!("not found on this host, install by hand: {}", list.join("; "))
+    let list: Vec<_> = needed
+        .iter()
+        .map(|item| format!("{} ({}, {:?})", item.package, item.why, item.presence))
+        .collect();
+    bail!(
+        "not found on this host, install by hand: {}",
+        list.join("; ")
+    )
 }
 
 fn install(requirements: &[Requirement]) -> Result<()> {
@@ -101,7 +119,10 @@ fn install(requirements: &[Requirement]) -> Result<()> {
 /// QEMU's packages must come from one release: name them together, or apt keeps the old half.
 fn family<'a>(packages: &[&'a str]) -> Vec<&'a str> {
     let mut all = packages.to_vec();
-    if packages.iter().any(|package| package.starts_with("qemu-system-")) {
+    if packages
+        .iter()
+        .any(|package| package.starts_with("qemu-system-"))
+    {
         all.push("qemu-system-common");
     }
     all
@@ -127,7 +148,12 @@ fn simulate_arguments(options: &[String], arguments: &[&str]) -> Result<bool> {
 fn apt_get(options: &[String], arguments: &[&str]) -> Result<()> {
     let mut command = as_root()?;
     command
-        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300"])
+        .args([
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+        ])
         .args(options)
         .args(arguments);
     process::run(&mut command)
@@ -139,7 +165,9 @@ fn as_root() -> Result<Command> {
         return Ok(Command::new("env"));
     }
     let Some(sudo) = find_program("sudo") else {
-        bail!("packages must be installed, which needs root: run this once as root, or install sudo");
+        bail!(
+            "packages must be installed, which needs root: run this once as root, or install sudo"
+        );
     };
     let mut command = Command::new(sudo);
     if !std::io::IsTerminal::is_terminal(&std::io::stderr()) {
@@ -169,8 +197,12 @@ impl Release {
             .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
             .map(|value| value.trim_matches(['"', '\'']))
             .filter(|value| !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric()))
-            .context("/etc/os-release names no VERSION_CODENAME, so there are no backports to look for")?;
-        Ok(Self { codename: value.to_owned() })
+            .context(
+                "/etc/os-release names no VERSION_CODENAME, so there are no backports to look for",
+            )?;
+        Ok(Self {
+            codename: value.to_owned(),
+        })
     }
 
     fn backports(&self) -> String {
@@ -195,8 +227,11 @@ impl BackportsSources {
         if let Ok(entries) = fs::read_dir(parts) {
             for entry in entries {
                 let path = entry?.path();
-                let Some(name) = path.file_name() else { continue };
-                let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+                let Some(name) = path.file_name() else {
+                    continue;
+                };
+                let text = fs::read_to_string(&path)
+                    .with_context(|| format!("reading {}", path.display()))?;
                 fs::write(made.directory.join(name), &text)?;
                 mirror = mirror.or_else(|| match path.extension().and_then(|e| e.to_str()) {
                     Some("sources") => mirror_of_deb822(&text, &release.codename),
@@ -206,7 +241,10 @@ impl BackportsSources {
             }
         }
         let mirror = mirror.with_context(|| {
-            format!("apt's sources name no mirror of {}, so its backports cannot be added", release.codename)
+            format!(
+                "apt's sources name no mirror of {}, so its backports cannot be added",
+                release.codename
+            )
         })?;
         let mut entry = format!(
             "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\n",
@@ -221,14 +259,20 @@ impl BackportsSources {
     }
 
     fn options(&self) -> Vec<String> {
-        vec!["-o".to_owned(), format!("Dir::Etc::SourceParts={}", self.directory.display())]
+        vec![
+            "-o".to_owned(),
+            format!("Dir::Etc::SourceParts={}", self.directory.display()),
+        ]
     }
 }
 
 impl Drop for BackportsSources {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.directory) {
-            say(&format!("could not remove {}: {error}", self.directory.display()));
+            say(&format!(
+                "could not remove {}: {error}",
+                self.directory.display()
+            ));
         }
     }
 }
@@ -250,12 +294,16 @@ fn mirror_of_deb822(text: &str, codename: &str) -> Option<Mirror> {
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
                 .map(str::trim)
         };
-        let offered = field("Suites")?.split_whitespace().any(|suite| suite == codename);
+        let offered = field("Suites")?
+            .split_whitespace()
+            .any(|suite| suite == codename);
         let binary = field("Types")?.split_whitespace().any(|kind| kind == "deb");
         (offered && binary && field("Enabled") != Some("no")).then_some(())?;
         Some(Mirror {
             uri: field("URIs")?.split_whitespace().next()?.to_owned(),
-            signed_by: field("Signed-By").filter(|value| value.starts_with('/')).map(str::to_owned),
+            signed_by: field("Signed-By")
+                .filter(|value| value.starts_with('/'))
+                .map(str::to_owned),
         })
     })
 }
@@ -263,7 +311,11 @@ fn mirror_of_deb822(text: &str, codename: &str) -> Option<Mirror> {
 /// The mirror of a release in a one-line-style file (sources.list(5)).
 fn mirror_of_list(text: &str, codename: &str) -> Option<Mirror> {
     text.lines().find_map(|line| {
-        let rest = line.trim().strip_prefix("deb")?.strip_prefix([' ', '\t'])?.trim_start();
+        let rest = line
+            .trim()
+            .strip_prefix("deb")?
+            .strip_prefix([' ', '\t'])?
+            .trim_start();
         let (options, rest) = match rest.strip_prefix('[') {
             Some(inner) => inner.split_once(']')?,
             None => ("", rest),
@@ -271,9 +323,14 @@ fn mirror_of_list(text: &str, codename: &str) -> Option<Mirror> {
         let mut words = rest.split_whitespace();
         let uri = words.next()?;
         (words.next()? == codename).then_some(())?;
-        let signed_by =
-            options.split_whitespace().find_map(|option| option.strip_prefix("signed-by=")).map(str::to_owned);
-        Some(Mirror { uri: uri.to_owned(), signed_by })
+        let signed_by = options
+            .split_whitespace()
+            .find_map(|option| option.strip_prefix("signed-by="))
+            .map(str::to_owned);
+        Some(Mirror {
+            uri: uri.to_owned(),
+            signed_by,
+        })
     })
 }
 
@@ -303,7 +360,10 @@ mod tests {
                     deb [arch=amd64 signed-by=/k.gpg] http://m.example/debian bookworm main\n";
         assert_eq!(
             mirror_of_list(text, "bookworm"),
-            Some(Mirror { uri: "http://m.example/debian".to_owned(), signed_by: Some("/k.gpg".to_owned()) })
+            Some(Mirror {
+                uri: "http://m.example/debian".to_owned(),
+                signed_by: Some("/k.gpg".to_owned())
+            })
         );
         assert_eq!(mirror_of_list(text, "bookworm-updates"), None);
     }
@@ -318,7 +378,10 @@ mod tests {
 
     #[test]
     fn qemu_comes_with_its_family() {
-        assert_eq!(family(&["qemu-system-x86"]), ["qemu-system-x86", "qemu-system-common"]);
+        assert_eq!(
+            family(&["qemu-system-x86"]),
+            ["qemu-system-x86", "qemu-system-common"]
+        );
         assert_eq!(family(&["ovmf"]), ["ovmf"]);
     }
 }

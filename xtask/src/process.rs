@@ -11,7 +11,11 @@ use anyhow::{Context, Result, bail};
 /// Shows a command as a person would type it, for messages only.
 pub(crate) fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    words.extend(command.get_args().map(|argument| argument.to_string_lossy().into_owned()));
+    words.extend(
+        command
+            .get_args()
+            .map(|argument| argument.to_string_lossy().into_owned()),
+    );
     words.join(" ")
 }
 
@@ -24,7 +28,10 @@ pub(crate) fn say(text: &str) {
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let text = shown(command);
     eprintln!("+ {text}");
-    let status = command.stdin(Stdio::null()).status().with_context(|| format!("starting {text}"))?;
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("starting {text}"))?;
     if !status.success() {
         bail!("{text} failed: {status}");
     }
@@ -33,7 +40,10 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command quietly and gives its whole output, whatever its exit code.
 pub(crate) fn output(command: &mut Command) -> Result<Output> {
-    command.stdin(Stdio::null()).output().with_context(|| format!("starting {}", shown(command)))
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {}", shown(command)))
 }
 
 /// Runs a command and gives its standard output; standard error passes through.
@@ -66,7 +76,9 @@ fn is_executable(path: &Path) -> bool {
 /// The cargo that started us, so that one toolchain does all.
 pub(crate) fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(crate::workspace::root());
+    command
+        .args(arguments)
+        .current_dir(crate::workspace::root());
     command
 }
 

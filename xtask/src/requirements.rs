@@ -41,8 +41,19 @@ pub(crate) struct Requirement {
 }
 
 impl Requirement {
-    const fn new(why: &'static str, package: &'static str, purpose: Purpose, presence: Presence) -> Self {
-        Self { why, package, purpose, presence, optional: false }
+    const fn new(
+        why: &'static str,
+        package: &'static str,
+        purpose: Purpose,
+        presence: Presence,
+    ) -> Self {
+        Self {
+            why,
+            package,
+            purpose,
+            presence,
+            optional: false,
+        }
     }
 
     const fn optional(mut self) -> Self {
@@ -65,40 +76,98 @@ use Purpose::{Demo, Test};
 /// Everything, in the order in which it is told.
 pub(crate) const REQUIREMENTS: &[Requirement] = &[
     Requirement::new("linker for Rust", "gcc", Demo, Program("cc")),
-    Requirement::new("C library to link against", "libc6-dev", Demo, AnyFile(&[
-        "/usr/lib/x86_64-linux-gnu/crt1.o",
-        "/usr/lib/aarch64-linux-gnu/crt1.o",
-        "/usr/lib64/crt1.o",
-        "/usr/lib/crt1.o",
-    ])),
-    Requirement::new("runs x86-64 VMs", "qemu-system-x86", Demo, Program("qemu-system-x86_64")),
-    Requirement::new("makes and checks qcow2 disks", "qemu-utils", Demo, Program("qemu-img")),
-    Requirement::new("builds Debian images from packages", "mmdebstrap", Demo, Program("mmdebstrap")),
-    Requirement::new("builds images without root", "uidmap", Demo, Program("newuidmap")),
+    Requirement::new(
+        "C library to link against",
+        "libc6-dev",
+        Demo,
+        AnyFile(&[
+            "/usr/lib/x86_64-linux-gnu/crt1.o",
+            "/usr/lib/aarch64-linux-gnu/crt1.o",
+            "/usr/lib64/crt1.o",
+            "/usr/lib/crt1.o",
+        ]),
+    ),
+    Requirement::new(
+        "runs x86-64 VMs",
+        "qemu-system-x86",
+        Demo,
+        Program("qemu-system-x86_64"),
+    ),
+    Requirement::new(
+        "makes and checks qcow2 disks",
+        "qemu-utils",
+        Demo,
+        Program("qemu-img"),
+    ),
+    Requirement::new(
+        "builds Debian images from packages",
+        "mmdebstrap",
+        Demo,
+        Program("mmdebstrap"),
+    ),
+    Requirement::new(
+        "builds images without root",
+        "uidmap",
+        Demo,
+        Program("newuidmap"),
+    ),
     Requirement::new(
         "user land of the tiny image",
         "busybox-static",
         Demo,
         AnyFile(&["/bin/busybox", "/usr/bin/busybox"]),
     ),
-    Requirement::new("makes ext4 file systems", "e2fsprogs", Demo, Program("mke2fs")),
+    Requirement::new(
+        "makes ext4 file systems",
+        "e2fsprogs",
+        Demo,
+        Program("mke2fs"),
+    ),
     Requirement::new("ssh into VMs", "openssh-client", Demo, Program("ssh")),
-    Requirement::new("runs arm64 VMs by emulation", "qemu-system-arm", Test, Program("qemu-system-aarch64")),
-    Requirement::new("UEFI for x86-64 VMs", "ovmf", Test, AnyFile(&[
-        "/usr/share/OVMF/OVMF_CODE_4M.fd",
-        "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
-        "/usr/share/qemu/edk2-x86_64-code.fd",
-    ])),
-    Requirement::new("UEFI for arm64 VMs", "qemu-efi-aarch64", Test, AnyFile(&[
-        "/usr/share/AAVMF/AAVMF_CODE.fd",
-        "/usr/share/qemu/edk2-aarch64-code.fd",
-    ])),
-    Requirement::new("mount namespace for the tests' user", "util-linux", Test, Program("setpriv")),
-    Requirement::new("links the arm64 guest agent", "gcc-aarch64-linux-gnu", Test, Program("aarch64-linux-gnu-gcc"))
-        .optional(),
-    Requirement::new("C library of the arm64 guest agent", "libc6-dev-arm64-cross", Test, AnyFile(&[
-        "/usr/aarch64-linux-gnu/lib/libc.a",
-    ]))
+    Requirement::new(
+        "runs arm64 VMs by emulation",
+        "qemu-system-arm",
+        Test,
+        Program("qemu-system-aarch64"),
+    ),
+    Requirement::new(
+        "UEFI for x86-64 VMs",
+        "ovmf",
+        Test,
+        AnyFile(&[
+            "/usr/share/OVMF/OVMF_CODE_4M.fd",
+            "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+            "/usr/share/qemu/edk2-x86_64-code.fd",
+        ]),
+    ),
+    Requirement::new(
+        "UEFI for arm64 VMs",
+        "qemu-efi-aarch64",
+        Test,
+        AnyFile(&[
+            "/usr/share/AAVMF/AAVMF_CODE.fd",
+            "/usr/share/qemu/edk2-aarch64-code.fd",
+        ]),
+    ),
+    Requirement::new(
+        "mount namespace for the tests' user",
+        "util-linux",
+        Test,
+        Program("setpriv"),
+    ),
+    Requirement::new(
+        "links the arm64 guest agent",
+        "gcc-aarch64-linux-gnu",
+        Test,
+        Program("aarch64-linux-gnu-gcc"),
+    )
+    .optional(),
+    Requirement::new(
+        "C library of the arm64 guest agent",
+        "libc6-dev-arm64-cross",
+        Test,
+        AnyFile(&["/usr/aarch64-linux-gnu/lib/libc.a"]),
+    )
     .optional(),
 ];
 
@@ -127,7 +196,10 @@ mod tests {
 
     #[test]
     fn each_package_stands_once() {
-        let mut packages: Vec<_> = REQUIREMENTS.iter().map(|requirement| requirement.package).collect();
+        let mut packages: Vec<_> = REQUIREMENTS
+            .iter()
+            .map(|requirement| requirement.package)
+            .collect();
         packages.sort_unstable();
         packages.dedup();
         assert_eq!(packages.len(), REQUIREMENTS.len());
