@@ -118,7 +118,7 @@ pub(crate) struct Built {
 }
 
 /// Whether this host is a Debian, whose archives and tools can build one.
-pub(crate) fn host_is_debian() -> bool {
+pub fn host_is_debian() -> bool {
     apt::host_release().is_some_and(|(id, _)| id == "debian")
 }
 

@@ -56,3 +56,6 @@ pub mod parse {
     pub use crate::modules::depends_of;
     pub use crate::qcow2::{Header, check_foreign_header};
 }
+
+/// Whether this host builds Debian images from packages.
+pub use debian::host_is_debian as can_build_debian;
