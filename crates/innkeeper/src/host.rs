@@ -157,11 +157,9 @@ impl HostBuilder {
         }
         let mut drivers = self.drivers;
         drivers.push(Arc::new(QemuDriver::new(QemuOptions {
-            path: search_path.clone(),
             accel_override: self.accel,
             cache: Some(root.home().join("cache/qemu.json")),
-            boot_id,
-            ..QemuOptions::default()
+            ..QemuOptions::of(search_path.clone(), boot_id)
         })));
         let images = Store::open(root.image_store())?;
         Ok(Host {
