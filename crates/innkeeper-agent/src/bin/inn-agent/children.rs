@@ -7,7 +7,7 @@
 use crate::log::{lock, say};
 use innkeeper_agent::message::ExitStatus;
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, WaitOptions, waitid, waitpid};
+use rustix::process::{WaitId, WaitIdOptions, WaitOptions, wait, waitid};
 use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
@@ -54,7 +54,7 @@ impl Children {
             }
             let mut ended = Vec::new();
             let mut waiting = lock(&self.waiting);
-            while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+            while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
                 let status = match (status.exit_status(), status.terminating_signal()) {
                     (Some(code), _) => ExitStatus::Code(code),
                     (None, Some(signal)) => ExitStatus::Signal(signal),
