@@ -3,6 +3,8 @@
 pub mod driver;
 pub mod drivers;
 mod error;
+pub mod host;
+pub mod progress;
 pub mod spec;
 
 pub use error::{Error, Result, exit_code, http_status};
