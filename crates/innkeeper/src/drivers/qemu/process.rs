@@ -72,7 +72,7 @@ impl Process {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         }
-        let handle = tokio::io::unix::AsyncFd::register_with_interest(
+        let handle = tokio::io::unix::AsyncFd::with_interest(
             handle,
             tokio::io::Interest::READABLE,
         )?;
