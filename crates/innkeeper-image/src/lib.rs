@@ -1,4 +1,61 @@
-//! Images, layers, disks and seeds.
+//! Images, layers, disks and seeds for virtual machines.
+//!
+//! ```text
+//!   Reference ──► Store ──► Image ──► layers (immutable files, leased by their users)
+//!   debian:12      │ builds (tiny, debian), downloads (catalogue), imports
+//!                  ▼
+//!           disk::create_top ──► a VM's own thin disk        Seed ──► the volume cloud-init reads
+//! ```
+//! This crate knows no VM: owners of leases are names, disks are files. It never prints, and reads no environment but `PATH`
+//! (to find the programs it runs). Everything that comes from a package, a vendor or a user is taken as hostile: sizes are bounded, names
+//! never become paths, formats are never guessed from content.
 
-mod arch;
-pub use arch::Arch;
+mod apt;
+mod atomic;
+mod catalogue;
+mod cpio;
+mod deb;
+mod debian;
+mod digest;
+pub mod disk;
+mod download;
+mod error;
+mod ext4;
+mod image;
+mod kernel;
+mod layer;
+mod modules;
+mod progress;
+mod qcow2;
+mod reference;
+mod seed;
+pub mod ssh;
+mod store;
+mod tiny;
+mod tool;
+mod user_data;
+mod yaml;
+
+pub use catalogue::{Catalogue, Entry};
+pub use disk::DiskFormat;
+pub use error::{Error, ErrorKind, Result};
+pub use ext4::make_ext4;
+pub use image::{DirectBoot, INDEX_VERSION, Image, ImageKind, RootDisk};
+pub use layer::LayerId;
+pub use progress::{Event, Progress, Silent, Step};
+pub use reference::{Arch, Reference, nearest};
+pub use seed::{AGENT_PATH, AGENT_UNIT, Seed, SeedAgent, SeedFile, SeedInterface, SeedMount};
+pub use store::{BuildInputs, Collected, Run, Store};
+
+/// Parsers of hostile input, for fuzzing: none of them may panic on any bytes.
+pub mod parse {
+    pub use crate::apt::{Source, parse_one_line, parse_sources};
+    pub use crate::catalogue::find_checksum;
+    pub use crate::deb::{Stanza, parse_deb822};
+    pub use crate::kernel::{decompress, extract_vmlinux, raw_image};
+    pub use crate::modules::depends_of;
+    pub use crate::qcow2::{Header, check_foreign_header};
+}
+
+/// Whether this host builds Debian images from packages.
+pub use debian::host_is_debian as can_build_debian;

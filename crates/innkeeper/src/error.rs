@@ -171,3 +171,25 @@ impl std::error::Error for Error {
             .map(|source| source as &(dyn std::error::Error + 'static))
     }
 }
+
+impl From<innkeeper_image::Error> for Error {
+    fn from(error: innkeeper_image::Error) -> Error {
+        use innkeeper_image::ErrorKind as Image;
+        let kind = match error.kind() {
+            Image::NotFound => ErrorKind::NotFound,
+            Image::Invalid => ErrorKind::BadInput,
+            Image::Conflict => ErrorKind::Conflict,
+            Image::Unsupported => ErrorKind::Unsupported,
+            Image::Unreachable => ErrorKind::Unreachable,
+            Image::NoSpace => ErrorKind::NoSpace,
+            Image::NotPermitted => ErrorKind::NotPermitted,
+            Image::Cancelled => ErrorKind::Interrupted,
+            Image::Corrupt | Image::Failed => ErrorKind::Failure,
+        };
+        let message = error.to_string();
+        match std::error::Error::source(&error).map(ToString::to_string) {
+            Some(source) => Error::new(kind, message).with_source(source),
+            None => Error::new(kind, message),
+        }
+    }
+}

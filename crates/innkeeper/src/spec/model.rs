@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use innkeeper_image::Arch;
+pub use innkeeper_image::DiskFormat;
 use innkeeper_net::MacAddr;
 
 use super::Bytes;
@@ -119,15 +120,6 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// Where the guest mounts it, for disks that were made empty (formatted as ext4).
     pub mount: Option<PathBuf>,
-}
-
-/// Format of a disk file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DiskFormat {
-    /// The bytes as the guest sees them.
-    Raw,
-    /// QEMU's copy-on-write format, version 3.
-    Qcow2,
 }
 
 /// A network interface of a VM.

@@ -1,0 +1,84 @@
+//! Kernel modules, for guests whose init is the agent.
+//!
+//! `/etc/innkeeper/modules` lists one path a line, dependencies first. Those up to `virtio_console` (the host's channel)
+//! are loaded before anything else; the rest comes beside serving. Words `module.parameter=value` of the kernel's command
+//! line are passed to their module, several of the same name too: that is how virtio_mmio learns its devices.
+
+use crate::log::say;
+use rustix::fs::{Mode, OFlags};
+use std::ffi::CString;
+
+const LIST: &str = "/etc/innkeeper/modules";
+/// MODULE_INIT_COMPRESSED_FILE of the kernel's uapi/linux/module.h.
+const COMPRESSED: i32 = 4;
+
+/// The modules to load, in two parts: what the channel needs, and the rest.
+pub fn listed() -> (Vec<String>, Vec<String>) {
+    let text = match std::fs::read_to_string(LIST) {
+        Ok(text) => text,
+        // A kernel with everything built in needs no list.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => {
+            say(&format!("cannot read {LIST}: {error}"));
+            String::new()
+        }
+    };
+    split(&text)
+}
+
+fn split(text: &str) -> (Vec<String>, Vec<String>) {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut all: Vec<String> = lines.map(str::to_owned).collect();
+    let channel = all.iter().position(|path| name(path) == "virtio_console").map_or(all.len(), |at| at + 1);
+    let rest = all.split_off(channel);
+    (all, rest)
+}
+
+/// Module name of a path: the file's stem, with dashes as underscores (the kernel takes both for the same).
+fn name(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.split('.').next().unwrap_or(file).replace('-', "_")
+}
+
+fn parameters(module: &str, command_line: &str) -> String {
+    let words = command_line.split_whitespace().filter_map(|word| {
+        let (owner, rest) = word.split_once('.')?;
+        (owner.replace('-', "_") == module && rest.contains('=')).then_some(rest)
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Loads modules in order; gives what went wrong.
+pub fn load(paths: &[String], command_line: &str) -> Vec<String> {
+    let mut problems = Vec::new();
+    for path in paths {
+        let full = if path.starts_with('/') { path.clone() } else { format!("/lib/modules/{path}") };
+        if let Err(error) = load_one(&full, &parameters(&name(path), command_line))
+            && error != rustix::io::Errno::EXIST
+        {
+            problems.push(format!("cannot load the module {full}: {error}"));
+        }
+    }
+    problems
+}
+
+fn load_one(path: &str, parameters: &str) -> rustix::io::Result<()> {
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let parameters = CString::new(parameters).unwrap_or_default();
+    let flags = if path.ends_with(".ko") { 0 } else { COMPRESSED };
+    rustix::system::finit_module(&fd, &parameters, flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{parameters, split};
+
+    #[test]
+    fn the_channel_comes_first_and_parameters_go_to_their_module() {
+        let (first, rest) = split("# list\na/virtio.ko\n\na/virtio-console.ko\nb/virtio_net.ko.xz\n");
+        assert_eq!(first, ["a/virtio.ko", "a/virtio-console.ko"]);
+        assert_eq!(rest, ["b/virtio_net.ko.xz"]);
+        let line = "quiet virtio_mmio.device=512@0xfeb00e00:12 virtio-mmio.device=512@0xfeb00c00:11 other.x=1";
+        assert_eq!(parameters("virtio_mmio", line), "device=512@0xfeb00e00:12 device=512@0xfeb00c00:11");
+    }
+}

@@ -1,0 +1,51 @@
+//! The agent's command line, and the start of its threads.
+
+use crate::link::Link;
+use crate::operations::Operations;
+use crate::port::Port;
+use innkeeper_agent::unit;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+pub fn main() -> ExitCode {
+    let is_init = rustix::process::getpid().is_init();
+    if is_init {
+        // The kernel passes unknown words of its command line as arguments; they are not ours.
+        crate::init::run()
+    }
+    let mut arguments = std::env::args().skip(1);
+    let port = match (arguments.next().as_deref(), arguments.next()) {
+        (None, _) => Port::Named,
+        (Some("--print-unit"), None) => {
+            print!("{}", unit::UNIT_TEXT);
+            return ExitCode::SUCCESS;
+        }
+        (Some("--version"), None) => {
+            println!("{}", software());
+            return ExitCode::SUCCESS;
+        }
+        (Some("--device"), Some(path)) => Port::Device(path.into()),
+        (Some("--connect"), Some(address)) if address.starts_with("unix:") => {
+            Port::Unix(address["unix:".len()..].into())
+        }
+        _ => {
+            eprintln!("usage: inn-agent [--device PATH | --connect unix:PATH | --print-unit | --version]");
+            return ExitCode::from(2);
+        }
+    };
+    let allowed = !matches!(port, Port::Unix(_));
+    let (link, operations) = start(false, allowed);
+    crate::link::run(&link, port, &operations, || {})
+}
+
+/// Starts what serves requests; the caller then runs the link.
+pub fn start(is_init: bool, may_change_system: bool) -> (Arc<Link>, Arc<Operations>) {
+    let link = Link::new(crate::facts::guest_info(is_init));
+    let operations = Operations::new(Arc::clone(&link), is_init, may_change_system);
+    crate::network::watch(Arc::clone(&link));
+    (link, operations)
+}
+
+pub fn software() -> String {
+    concat!("inn-agent ", env!("CARGO_PKG_VERSION")).to_owned()
+}

@@ -1,0 +1,234 @@
+//! From what was asked (spec) and what was chosen for life (identity) to what a driver is told. Pure: it looks at nothing else.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use innkeeper_api::ErrorKind;
+use innkeeper_net::UserNetwork;
+
+use crate::driver::{BootConfig, DiskConfig, MachineConfig, MachinePaths, NicConfig, ShareConfig};
+use crate::error::{Error, Result};
+use crate::spec::{
+    Arch, DiskFormat, DiskSpec, Firmware, ForwardSpec, NetworkKind, Protocol, ReadyWhen, VmSpec,
+};
+use crate::store::{Bundle, Identity};
+
+/// Port of a guest's SSH server.
+const SSH: u16 = 22;
+
+/// Resolves a VM for its driver.
+///
+/// `ssh_port` is the port of this run on the host's loopback, where the guest has an SSH server.
+pub(crate) fn configure(
+    bundle: &Bundle,
+    identity: &Identity,
+    spec: &VmSpec,
+    sockets: std::path::PathBuf,
+    ssh_port: Option<u16>,
+) -> Result<MachineConfig> {
+    let name = bundle.name();
+    let arch = arch_of(identity)?;
+    Ok(MachineConfig {
+        name: name.to_owned(),
+        id: identity.id.clone(),
+        arch,
+        machine: identity.machine.clone(),
+        accel: spec.accel,
+        cpu_model: spec.cpu_model.clone(),
+        cpus: spec.cpus,
+        memory: spec.memory,
+        boot: boot(bundle, identity, spec)?,
+        disks: disks(bundle, identity, spec)?,
+        nics: nics(name, identity, spec, ssh_port)?,
+        shares: shares(spec),
+        paths: MachinePaths {
+            sockets,
+            run: bundle.run_directory(),
+            serial_log: bundle.path("log/serial.log"),
+            vmm_log: bundle.path("log/vmm.log"),
+            vmm_lock: bundle.path("run/vmm.lock"),
+        },
+    })
+}
+
+/// Returns the architecture that an identity names.
+pub(crate) fn arch_of(identity: &Identity) -> Result<Arch> {
+    identity.arch.parse().map_err(|_| {
+        Error::new(ErrorKind::Unsupported, format!("unknown architecture {:?}", identity.arch))
+            .with_hint("update Innkeeper")
+    })
+}
+
+/// Returns when this VM counts as ready: what its spec says, else what fits its image.
+pub(crate) fn ready_when(identity: &Identity, spec: &VmSpec) -> ReadyWhen {
+    match (&spec.ready, &identity.image) {
+        (Some(ready), _) => ready.clone(),
+        (None, Some(image)) if image.agent_is_init => ReadyWhen::Agent,
+        (None, Some(image)) if image.cloud_init => ReadyWhen::CloudInit,
+        (None, _) => ReadyWhen::None,
+    }
+}
+
+/// Returns the firmware that this VM starts with.
+pub(crate) fn firmware(identity: &Identity, spec: &VmSpec) -> Firmware {
+    match spec.boot.firmware {
+        Some(firmware) => firmware,
+        None if spec.boot.kernel.is_some() || identity.boot.is_some() => Firmware::Direct,
+        None => Firmware::Uefi,
+    }
+}
+
+fn boot(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Result<BootConfig> {
+    Ok(match firmware(identity, spec) {
+        Firmware::Uefi => BootConfig::Uefi { variables: bundle.path("efi-variables.fd") },
+        Firmware::Bios => BootConfig::Bios,
+        Firmware::Direct => {
+            let (kernel, initrd, base) = match (&spec.boot.kernel, &identity.boot) {
+                (Some(kernel), _) => (kernel.clone(), spec.boot.initrd.clone(), ""),
+                (None, Some(boot)) => (
+                    boot.kernel.clone(),
+                    spec.boot.initrd.clone().or_else(|| boot.initrd.clone()),
+                    boot.cmdline.as_str(),
+                ),
+                (None, None) => {
+                    return Err(Error::new(
+                        ErrorKind::BadInput,
+                        "boot.firmware is `direct` but there is no kernel",
+                    )
+                    .with_hint("set boot.kernel, or use an image that has one, or boot.firmware: uefi"));
+                }
+            };
+            let mut words = vec![base.to_owned()];
+            if identity.image.as_ref().is_some_and(|image| image.agent_is_init) {
+                words.extend(init_words(bundle.name(), identity, spec)?);
+            }
+            words.extend(spec.boot.cmdline.clone());
+            words.retain(|word| !word.is_empty());
+            BootConfig::Direct { kernel, initrd, cmdline: words.join(" ") }
+        }
+    })
+}
+
+/// What the agent, as init, reads from the kernel's command line (`inn-agent`, module `init`).
+fn init_words(name: &str, identity: &Identity, spec: &VmSpec) -> Result<Vec<String>> {
+    let hostname = spec.seed.hostname.as_deref().unwrap_or(name);
+    let mut words = vec![format!("inn.hostname={hostname}")];
+    for (index, mac) in identity.macs.iter().enumerate() {
+        let plan = user_network(index)?;
+        words.push(format!(
+            "inn.net={mac},{}/{},{},{}",
+            plan.guest(),
+            UserNetwork::PREFIX,
+            plan.gateway(),
+            plan.dns()
+        ));
+    }
+    for disk in &spec.disks {
+        if let Some(path) = &disk.mount {
+            let path = path.display().to_string();
+            if path.contains([' ', ':', '"']) {
+                return Err(Error::new(
+                    ErrorKind::BadInput,
+                    format!("disks.{}.mount: {path:?} can't be told to this image's init", disk.name),
+                )
+                .with_hint("use a path without spaces, colons and quotes"));
+            }
+            let mode = if disk.read_only { ":ro" } else { "" };
+            words.push(format!("inn.mount=serial={}:{path}:ext4{mode}", disk.name));
+        }
+    }
+    Ok(words)
+}
+
+fn user_network(index: usize) -> Result<UserNetwork> {
+    UserNetwork::of_interface(index).ok_or_else(|| {
+        Error::new(ErrorKind::BadInput, "networks: at most 32 interfaces of kind `user` are possible")
+    })
+}
+
+fn disks(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Result<Vec<DiskConfig>> {
+    let format = |word: &str| match word {
+        "raw" => Ok(DiskFormat::Raw),
+        "qcow2" => Ok(DiskFormat::Qcow2),
+        other => Err(Error::new(ErrorKind::Unsupported, format!("unknown disk format {other:?}"))),
+    };
+    let mut disks = Vec::new();
+    for own in &identity.disks {
+        let asked = spec.disks.iter().find(|disk| disk.name == own.name);
+        disks.push(DiskConfig {
+            name: own.name.clone(),
+            path: bundle.path(&own.file),
+            format: format(&own.format)?,
+            backing_format: own.backing_format.as_deref().map(format).transpose()?,
+            read_only: asked.is_some_and(|disk| disk.read_only),
+            boot_index: (own.name == "root").then_some(0),
+        });
+    }
+    for DiskSpec { name, path, format, read_only, .. } in &spec.disks {
+        let (Some(path), Some(format)) = (path, format) else { continue };
+        disks.push(DiskConfig {
+            name: name.clone(),
+            path: path.clone(),
+            format: *format,
+            backing_format: None,
+            read_only: *read_only,
+            boot_index: (name == "root").then_some(0),
+        });
+    }
+    if identity.seed {
+        disks.push(DiskConfig {
+            name: "cidata".to_owned(),
+            path: bundle.path("seed.img"),
+            format: DiskFormat::Raw,
+            backing_format: None,
+            read_only: true,
+            boot_index: None,
+        });
+    }
+    Ok(disks)
+}
+
+fn nics(
+    name: &str,
+    identity: &Identity,
+    spec: &VmSpec,
+    ssh_port: Option<u16>,
+) -> Result<Vec<NicConfig>> {
+    let hostname = spec.seed.hostname.as_deref().unwrap_or(name);
+    let mut nics = Vec::new();
+    for (index, (network, mac)) in spec.networks.iter().zip(&identity.macs).enumerate() {
+        let NetworkKind::User = network.kind;
+        let mut forwards = network.forwards.clone();
+        if let (0, Some(port)) = (index, ssh_port) {
+            forwards.push(ForwardSpec {
+                protocol: Protocol::Tcp,
+                host_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                host_port: port,
+                guest_port: SSH,
+            });
+        }
+        nics.push(NicConfig {
+            mac: *mac,
+            user_network: user_network(index)?,
+            hostname: hostname.to_owned(),
+            forwards,
+        });
+    }
+    Ok(nics)
+}
+
+fn shares(spec: &VmSpec) -> Vec<ShareConfig> {
+    spec.shares
+        .iter()
+        .enumerate()
+        .map(|(index, share)| ShareConfig {
+            tag: share_tag(index),
+            host: share.host.clone(),
+            read_only: share.read_only,
+        })
+        .collect()
+}
+
+/// Returns the tag under which the guest mounts share number `index`.
+pub(crate) fn share_tag(index: usize) -> String {
+    format!("share{index}")
+}

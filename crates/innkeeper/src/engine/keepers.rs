@@ -1,0 +1,160 @@
+//! Finding and starting keepers.
+
+use std::fs::OpenOptions;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use innkeeper_api::{
+    Accepted, ErrorKind, KillRequest, Problem, RestartRequest, StartRequest, StopOutcome, StopRequest, StoppedBy,
+};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+
+use super::Engine;
+use crate::error::{Error, Result};
+use crate::keeper::{KeeperClient, READY};
+use crate::store::{Bundle, FileLock, Identity};
+
+/// How long a keeper may take until it listens (it may have to adopt a hypervisor first).
+const LISTENS_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long another command may hold a VM before we give up.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a lock is tried again.
+const TRY_AGAIN: Duration = Duration::from_millis(2);
+
+impl Engine {
+    /// Returns where a VM's keeper listens.
+    pub(super) fn keeper_socket(&self, identity: &Identity) -> std::path::PathBuf {
+        self.root.socket_directory(&identity.id).join("keeper.sock")
+    }
+
+    /// Returns the way to a VM's keeper, whether one listens or not.
+    pub(crate) fn keeper(&self, bundle: &Bundle) -> Result<KeeperClient> {
+        Ok(KeeperClient::new(bundle.name(), self.keeper_socket(&bundle.identity()?)))
+    }
+
+    /// Takes a VM's lock, waiting a little for a command or an ending keeper that has it.
+    ///
+    /// Errors: `Conflict` if it is held for longer, `NotFound` if the VM was removed meanwhile.
+    pub(super) async fn lock(&self, bundle: &Bundle) -> Result<FileLock> {
+        let started = Instant::now();
+        loop {
+            if let Some(lock) = bundle.try_lock()? {
+                return Ok(lock);
+            }
+            self.root.bundle(bundle.name())?;
+            if started.elapsed() > LOCK_TIMEOUT {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("another command, or its keeper, holds {}", bundle.name()),
+                )
+                .with_hint("try again when it has finished"));
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
+    /// Starts a keeper and waits until it listens. If another one is there already, that one serves as well.
+    pub(crate) async fn spawn_keeper(&self, bundle: &Bundle) -> Result<()> {
+        let name = bundle.name();
+        let failed = |error| Error::io(format!("can't start the keeper of {name}"), error);
+        let log = OpenOptions::new().append(true).create(true).open(bundle.path("log/keeper.log")).map_err(failed)?;
+        let mut child = Command::new(&self.helper)
+            .arg0("inn")
+            .args(["keeper", name])
+            .env_clear()
+            .envs(self.helper_environment.iter().map(|(name, value)| (name, value)))
+            .current_dir(self.root.home())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .map_err(|error| {
+                failed(error).with_hint(format!("{} must be the `inn` executable", self.helper.display()))
+            })?;
+        let Some(out) = child.stdout.take() else { return Ok(()) };
+        // Whoever embeds the library has children reaped by the runtime; the command line is gone before its keeper is.
+        tokio::spawn(async move { child.wait().await });
+        let mut line = String::new();
+        let heard = tokio::time::timeout(LISTENS_TIMEOUT, BufReader::new(out).read_line(&mut line)).await;
+        match heard {
+            Err(_) => Err(Error::new(ErrorKind::TimedOut, format!("the keeper of {name} does not begin to listen"))
+                .with_hint(format!("see `inn logs --keeper {name}`"))),
+            Ok(Err(error)) => Err(failed(error)),
+            Ok(Ok(_)) if line.trim_end() == READY => Ok(()),
+            Ok(Ok(_)) => Err(match serde_json::from_str::<Problem>(&line) {
+                Ok(problem) => Error::from_problem(problem),
+                Err(_) => Error::new(ErrorKind::Failure, format!("the keeper of {name} ended at once"))
+                    .with_hint(format!("see `inn logs --keeper {name}`")),
+            }),
+        }
+    }
+
+    /// Returns the way to a keeper that listens, starting one if need be.
+    pub(crate) async fn need_keeper(&self, bundle: &Bundle) -> Result<KeeperClient> {
+        let keeper = self.keeper(bundle)?;
+        let started = Instant::now();
+        loop {
+            match keeper.info().await {
+                Ok(_) => return Ok(keeper),
+                Err(error) if error.kind() == ErrorKind::Unreachable => {}
+                Err(error) => return Err(error),
+            }
+            match self.spawn_keeper(bundle).await {
+                Ok(()) => return Ok(keeper),
+                // Another command was faster, or an earlier keeper is just ending.
+                Err(error) if error.kind() == ErrorKind::Conflict && started.elapsed() < LOCK_TIMEOUT => {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Starts a VM; returns when its hypervisor runs.
+    pub(crate) async fn start(&self, name: &str) -> Result<Accepted> {
+        let bundle = self.root.bundle(name)?;
+        self.need_keeper(&bundle)
+            .await?
+            .ask("/v1/vm/start", &StartRequest {})
+            .await
+            .map_err(|error| error.while_doing(format!("can't start {name}")))
+    }
+
+    /// Stops a VM.
+    pub(crate) async fn stop(&self, name: &str, request: &StopRequest) -> Result<StopOutcome> {
+        self.end(name, "/v1/vm/stop", request).await.map_err(|error| error.while_doing(format!("can't stop {name}")))
+    }
+
+    /// Ends a VM's hypervisor.
+    pub(crate) async fn kill(&self, name: &str) -> Result<StopOutcome> {
+        self.end(name, "/v1/vm/kill", &KillRequest {})
+            .await
+            .map_err(|error| error.while_doing(format!("can't kill {name}")))
+    }
+
+    /// Stops and starts a VM; returns when the hypervisor of the new run runs.
+    pub(crate) async fn restart(&self, name: &str, request: &RestartRequest) -> Result<StopOutcome> {
+        let bundle = self.root.bundle(name)?;
+        self.need_keeper(&bundle)
+            .await?
+            .ask("/v1/vm/restart", request)
+            .await
+            .map_err(|error| error.while_doing(format!("can't restart {name}")))
+    }
+
+    async fn end(&self, name: &str, path: &str, request: &impl serde::Serialize) -> Result<StopOutcome> {
+        let bundle = self.root.bundle(name)?;
+        let keeper = self.keeper(&bundle)?;
+        match keeper.ask(path, request).await {
+            Err(error) if error.kind() == ErrorKind::Unreachable => {}
+            other => return other,
+        }
+        // No keeper: what it left is settled, or adopted, by looking.
+        let info = self.look(&bundle).await?;
+        if info.keeper_pid.is_none() {
+            return Ok(StopOutcome { by: StoppedBy::AlreadyStopped, elapsed_ms: 0 });
+        }
+        keeper.ask(path, request).await
+    }
+}

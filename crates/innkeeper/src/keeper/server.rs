@@ -1,0 +1,158 @@
+//! A keeper's socket: HTTP and JSON, the part of the REST API that is about one running VM.
+//!
+//! | route | answer |
+//! |---|---|
+//! | `GET /v1/vm` | `VmInfo`, from memory |
+//! | `GET /v1/vm/watch` | `VmInfo`, one JSON line for each change, until the keeper ends |
+//! | `GET /v1/vm/stats` | `VmStats` |
+//! | `POST /v1/vm/start`, `stop`, `kill`, `restart` | when it is done; errors as `Problem` with their status |
+//! | `POST /v1/vm/spec` | the new text is checked and written |
+//! | `POST /v1/vm/agent` | switches to the agent's protocol |
+//!
+//! Only the user who owns the VM reaches the socket: its directory is private.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http_body_util::channel::Channel;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use innkeeper_api::{
+    Accepted, ErrorKind, KillRequest, RestartRequest, StartRequest, StopOutcome, StopRequest, VmInfo, VmStats,
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::actor::{Command, SpecRequest};
+use super::agent::AgentLink;
+use crate::error::{Error, Result};
+
+/// Name of the agent's protocol in an HTTP upgrade.
+pub(crate) const AGENT_PROTOCOL: &str = "innkeeper-agent";
+/// A spec is the largest thing that is sent here.
+const LARGEST_REQUEST: usize = 2 << 20;
+
+/// What the routes reach.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub commands: mpsc::UnboundedSender<Command>,
+    pub info: watch::Receiver<Arc<VmInfo>>,
+    pub agent: watch::Receiver<Option<AgentLink>>,
+}
+
+pub(crate) fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/v1/vm", get(info))
+        .route("/v1/vm/watch", get(follow))
+        .route("/v1/vm/stats", get(stats))
+        .route("/v1/vm/start", post(start))
+        .route("/v1/vm/stop", post(stop))
+        .route("/v1/vm/kill", post(kill))
+        .route("/v1/vm/restart", post(restart))
+        .route("/v1/vm/spec", post(spec))
+        .route("/v1/vm/agent", post(agent))
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
+        .with_state(shared)
+}
+
+struct Refusal(Error);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0.to_problem())).into_response()
+    }
+}
+
+type Answer<T> = std::result::Result<Json<T>, Refusal>;
+
+/// Hands a command to the actor and waits for its reply.
+async fn ask<T>(shared: &Shared, make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Answer<T> {
+    let gone = || Refusal(Error::new(ErrorKind::Unreachable, "the keeper is ending"));
+    let (reply, answer) = oneshot::channel();
+    shared.commands.send(make(reply)).map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?.map(Json).map_err(Refusal)
+}
+
+fn parse<T: DeserializeOwned>(body: &Bytes) -> std::result::Result<T, Refusal> {
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal(Error::new(ErrorKind::BadInput, "the request is not what this route takes").with_source(error))
+    })
+}
+
+async fn info(State(shared): State<Shared>) -> Json<VmInfo> {
+    Json(shared.info.borrow().as_ref().clone())
+}
+
+async fn follow(State(shared): State<Shared>) -> Response {
+    let mut changes = shared.info.clone();
+    let (mut sender, body) = Channel::<Bytes>::new(4);
+    tokio::spawn(async move {
+        loop {
+            let told = changes.borrow_and_update().clone();
+            let Ok(mut line) = serde_json::to_vec(told.as_ref()) else { return };
+            line.push(b'\n');
+            if sender.send_data(line.into()).await.is_err() || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut response = Response::new(Body::new(body));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    response
+}
+
+async fn stats(State(shared): State<Shared>) -> Answer<VmStats> {
+    ask(&shared, Command::Stats).await
+}
+
+async fn start(State(shared): State<Shared>, body: Bytes) -> Answer<Accepted> {
+    parse::<StartRequest>(&body)?;
+    ask(&shared, Command::Start).await
+}
+
+async fn stop(State(shared): State<Shared>, body: Bytes) -> Answer<StopOutcome> {
+    let request = parse::<StopRequest>(&body)?;
+    ask(&shared, |reply| Command::Stop(request, reply)).await
+}
+
+async fn kill(State(shared): State<Shared>, body: Bytes) -> Answer<StopOutcome> {
+    parse::<KillRequest>(&body)?;
+    ask(&shared, Command::Kill).await
+}
+
+async fn restart(State(shared): State<Shared>, body: Bytes) -> Answer<StopOutcome> {
+    let request = parse::<RestartRequest>(&body)?;
+    ask(&shared, |reply| Command::Restart(request, reply)).await
+}
+
+async fn spec(State(shared): State<Shared>, body: Bytes) -> Answer<()> {
+    let request = parse::<SpecRequest>(&body)?;
+    ask(&shared, |reply| Command::Spec(request, reply)).await
+}
+
+async fn agent(State(shared): State<Shared>, request: Request) -> Response {
+    let wanted = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    if wanted != Some(AGENT_PROTOCOL) {
+        return Refusal(Error::new(ErrorKind::BadInput, format!("this route needs `Upgrade: {AGENT_PROTOCOL}`")))
+            .into_response();
+    }
+    let Some(link) = shared.agent.borrow().clone() else {
+        return Refusal(Error::new(ErrorKind::Unreachable, "the VM has no agent, or none that runs")).into_response();
+    };
+    tokio::spawn(async move {
+        if let Ok(upgraded) = hyper::upgrade::on(request).await {
+            link.relay(TokioIo::new(upgraded)).await;
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(AGENT_PROTOCOL));
+    response
+}

@@ -1,0 +1,155 @@
+//! Admission: may this be asked now?
+
+use super::{Operation, Power};
+
+/// What a user can ask of a VM that depends on where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Run it.
+    Start,
+    /// Let the guest power off.
+    Stop,
+    /// End the hypervisor.
+    Kill,
+    /// Stop and start.
+    Restart,
+    /// Remove it.
+    Remove {
+        /// Kill it first if it runs.
+        force: bool,
+    },
+    /// Give it another name.
+    Rename,
+}
+
+/// Whether a request is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// It is taken.
+    Enqueue,
+    /// Nothing needs to be done.
+    AlreadySo,
+    /// It can't be done now, for this reason; the second text is what would help.
+    Denied(String, Option<&'static str>),
+}
+
+/// Decides whether `request` may be carried out on a VM in this state. Pure.
+pub fn admit(operation: Operation, power: &Power, protected: bool, request: Request) -> Decision {
+    let denied = |reason: &str, hint| Decision::Denied(reason.to_owned(), hint);
+    match operation {
+        Operation::None => {}
+        Operation::Creating => return denied("it is still being created", None),
+        Operation::Deleting if matches!(request, Request::Remove { .. }) => return Decision::Enqueue,
+        Operation::Deleting => return denied("it is being removed", None),
+    }
+    match (request, power) {
+        (Request::Start, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
+        (Request::Start, Power::Starting | Power::Running | Power::Resuming) => Decision::AlreadySo,
+        (Request::Start, Power::Paused | Power::Pausing) => {
+            denied("it is paused, not stopped", None)
+        }
+        (Request::Start, Power::Stopping) => {
+            denied("it is stopping", Some("wait until it is stopped, or use `inn restart`"))
+        }
+
+        (Request::Stop | Request::Kill, Power::Stopped | Power::Failed(_)) => Decision::AlreadySo,
+        (Request::Stop, Power::Starting) => {
+            denied("it is still starting", Some("wait for it, or use `inn kill`"))
+        }
+        (Request::Stop, Power::Pausing | Power::Paused | Power::Resuming) => {
+            denied("it is paused, so the guest can't follow", Some("use `inn kill`"))
+        }
+        (Request::Stop, Power::Running | Power::Stopping) => Decision::Enqueue,
+        (Request::Kill, _) => Decision::Enqueue,
+
+        (Request::Restart, Power::Starting | Power::Pausing | Power::Paused | Power::Resuming) => {
+            denied("it does not run", Some("use `inn kill` and `inn start`"))
+        }
+        (Request::Restart, _) => Decision::Enqueue,
+
+        (Request::Remove { .. }, _) if protected => {
+            denied("it is protected from removal", Some("use `inn protect --off` first"))
+        }
+        (Request::Remove { force: true }, _) => Decision::Enqueue,
+        (Request::Remove { force: false }, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
+        (Request::Remove { force: false }, _) => {
+            denied("it is running", Some("stop it first, or use `--force`"))
+        }
+
+        (Request::Rename, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
+        (Request::Rename, _) => {
+            denied("only a stopped VM can be renamed", Some("stop it first"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIVE: [Power; 6] = [
+        Power::Starting,
+        Power::Running,
+        Power::Pausing,
+        Power::Paused,
+        Power::Resuming,
+        Power::Stopping,
+    ];
+
+    #[test]
+    fn kill_is_never_denied_once_created() {
+        for power in LIVE {
+            assert_eq!(
+                admit(Operation::None, &power, true, Request::Kill),
+                Decision::Enqueue,
+                "{power:?}"
+            );
+        }
+        assert_eq!(
+            admit(Operation::None, &Power::Stopped, false, Request::Kill),
+            Decision::AlreadySo
+        );
+    }
+
+    #[test]
+    fn nothing_live_is_removed_or_renamed_unasked() {
+        for power in LIVE {
+            for request in [Request::Remove { force: false }, Request::Rename] {
+                assert!(
+                    matches!(admit(Operation::None, &power, false, request), Decision::Denied(..)),
+                    "{power:?} {request:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn protection_beats_force() {
+        for power in LIVE.into_iter().chain([Power::Stopped]) {
+            let decision = admit(Operation::None, &power, true, Request::Remove { force: true });
+            assert!(matches!(decision, Decision::Denied(..)), "{power:?}");
+        }
+    }
+
+    #[test]
+    fn a_second_start_is_told() {
+        assert_eq!(
+            admit(Operation::None, &Power::Starting, false, Request::Start),
+            Decision::AlreadySo
+        );
+        assert_eq!(
+            admit(Operation::None, &Power::Running, false, Request::Start),
+            Decision::AlreadySo
+        );
+    }
+
+    #[test]
+    fn a_half_made_vm_takes_nothing() {
+        for request in [Request::Start, Request::Kill, Request::Remove { force: true }] {
+            assert!(matches!(
+                admit(Operation::Creating, &Power::Stopped, false, request),
+                Decision::Denied(..)
+            ));
+        }
+    }
+}
