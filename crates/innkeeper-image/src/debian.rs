@@ -97,6 +97,7 @@ const FILES: &[(&str, &str)] = &[
     ),
     // What the build told apt (proxies of this host, for example) is not the guest's.
     ("etc/apt/apt.conf.d/99mmdebstrap", ""),
+    ("etc/dpkg/dpkg.cfg.d/99mmdebstrap", ""),
 ];
 
 /// A finished file and its digest.
@@ -371,6 +372,8 @@ fn install(
             if is_root() { "root" } else { "unshare" }
         ))
         .args(["--variant=minbase", "--format=tar", "--skip=output/dev"])
+        // A build that is cut off is thrown away, so that nothing need be flushed package by package.
+        .arg("--dpkgopt=force-unsafe-io")
         .arg(format!("--architectures={}", arch.debian_name()))
         .arg(format!("--include={},{kernel_package}", PACKAGES.join(",")));
     let apt_config = tool::require("apt-config", "apt", "apt")?;
