@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         runcmd: vec![vec!["touch".into(), "/run/ours of 'inn'; $(id)".into()]],
         network: vec![SeedInterface { mac: "52:54:00:12:34:56".into(), dhcp4: true, ..SeedInterface::default() }],
         timezone: Some("Europe/Berlin".into()),
-        user_data: Some("#cloud-config\nruncmd:\n- [touch, /run/theirs]\nwrite_files:\n- {path: /etc/own, permissions: 0640, content: own}\n".into()),
+        user_data: Some("#cloud-config\nruncmd:\n- [touch, /run/theirs]\nwrite_files:\n- {path: /etc/own, permissions: \"0640\", content: own}\n".into()),
         agent: agent.first().map(|path| SeedAgent { binary: PathBuf::from(path), unit }),
         ..Seed::default()
     };

@@ -694,4 +694,30 @@ mod tests {
             .unwrap();
         assert_ne!(first.digest, second.digest);
     }
+
+    #[tokio::test]
+    async fn of_two_at_once_one_works_and_both_get_the_image() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("d.raw");
+        fs::write(&path, vec![1; 1 << 20]).unwrap();
+        let reference = Reference::Path(path);
+        let inputs = BuildInputs::default();
+        // Two stores, as two processes would have: locks belong to the open file.
+        let (one, two) = (
+            Store::open(home.path().join("home")).unwrap(),
+            Store::open(home.path().join("home")).unwrap(),
+        );
+        let (first, second) = tokio::join!(
+            one.ensure(&reference, Arch::X86_64, &inputs, Arc::new(Silent)),
+            two.ensure(&reference, Arch::X86_64, &inputs, Arc::new(Silent)),
+        );
+        assert_eq!(first.unwrap().digest, second.unwrap().digest);
+        assert_eq!(one.ls().unwrap().len(), 1);
+        assert_eq!(
+            one.gc(std::time::Duration::ZERO, crate::Run::Dry)
+                .await
+                .unwrap(),
+            crate::Collected::default()
+        );
+    }
 }
