@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
     if !arguments.no_check {
         check::run()?;
     }
-    let libexec = agent::build_all()?;
+    let libexec = agent::build(agent::Architectures::All)?;
     let account = if is_root() {
         account::Account::make()?
     } else {
