@@ -56,7 +56,7 @@ fn main() -> Result<()> {
         Task::Check => check::run(),
         Task::Tidy => tidy::run(),
         Task::Bench(arguments) => bench::run(&arguments),
-        Task::Agent => agent::build_all().map(|_| ()),
+        Task::Agent => agent::build(agent::Architectures::All).map(|_| ()),
         Task::RunTestPlan(arguments) => testing::run_plan(&arguments),
         Task::InView(arguments) => testing::enter_view(&arguments),
     }
