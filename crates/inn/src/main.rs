@@ -7,7 +7,6 @@
 mod cli;
 mod command;
 mod confirm;
-mod duration;
 mod environment;
 mod failure;
 mod many;
@@ -17,6 +16,7 @@ mod reporter;
 mod spec_flags;
 mod suggest;
 mod table;
+mod terminal;
 mod terminal_text;
 mod units;
 
