@@ -91,15 +91,15 @@ enum HostCommand {
     #[command(subcommand)]
     Disk(disk::Disk),
     Doctor(doctor::Args),
+    Keeper(keeper::Args),
 }
 
-/// What needs neither, or (the keeper) brings its own.
+/// What needs neither.
 #[derive(Debug, Subcommand)]
 enum PlainCommand {
     Schema(schema::Args),
     Completion(completion::Args),
     Man(man::Args),
-    Keeper(keeper::Args),
 }
 
 /// Reads the arguments, does what they ask, and returns the exit code.
@@ -131,7 +131,6 @@ fn dispatch(command: Command, output: &Output) -> Result<u8> {
         Command::Plain(PlainCommand::Schema(args)) => args.run(output),
         Command::Plain(PlainCommand::Completion(args)) => args.run(output),
         Command::Plain(PlainCommand::Man(args)) => args.run(output),
-        Command::Plain(PlainCommand::Keeper(args)) => args.run(open_host()?),
     }
 }
 
@@ -164,6 +163,7 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
         HostCommand::Image(image) => image.run(host, output).await,
         HostCommand::Disk(disk) => disk.run(host, output).await,
         HostCommand::Doctor(args) => args.run(host, output).await,
+        HostCommand::Keeper(args) => args.run(host, output).await,
     }
 }
 

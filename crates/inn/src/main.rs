@@ -13,6 +13,7 @@ mod many;
 mod output;
 mod reference;
 mod reporter;
+mod session;
 mod spec_flags;
 mod suggest;
 mod table;

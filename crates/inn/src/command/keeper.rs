@@ -3,6 +3,7 @@
 use innkeeper::Host;
 
 use crate::failure::Result;
+use crate::output::Output;
 
 /// Keep one running VM (started by inn itself)
 #[derive(Debug, clap::Args)]
@@ -13,8 +14,8 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    pub(crate) fn run(self, host: Host) -> Result<u8> {
-        innkeeper::keeper::run(host, &self.name)?;
+    pub(crate) async fn run(self, host: &Host, _: &Output) -> Result<u8> {
+        innkeeper::keeper::run(host, &self.name).await?;
         Ok(0)
     }
 }

@@ -11,7 +11,7 @@ use crate::output::Output;
   inn ssh-config > ~/.ssh/innkeeper.conf
   inn ssh-config web
 
-With `Include innkeeper.conf` at the top of ~/.ssh/config, `ssh web` works, and so do scp, rsync and editors.")]
+With `Include innkeeper.conf` at the top of ~/.ssh/config, `ssh inn-web` works, and so do scp, rsync and editors.")]
 pub(crate) struct Args {
     /// Only this VM
     name: Option<String>,

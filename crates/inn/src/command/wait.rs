@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use innkeeper::api::{VmInfo, VmState};
+use innkeeper::api::{ErrorKind, VmInfo, VmState};
 use innkeeper::progress::{Progress, Unit, Update};
 use innkeeper::{Host, WaitFor};
 
@@ -45,7 +45,13 @@ impl Args {
         let gone = self.goal == WaitFor::Gone;
         let info = host.wait(&self.name, self.goal, self.timeout, &show).await;
         reporter.finish();
-        let info = info?;
+        let info = match info {
+            Err(error) if gone && error.kind() == ErrorKind::NotFound => {
+                output.note(&format!("{} is gone", self.name));
+                return Ok(0);
+            }
+            other => other?,
+        };
         output.outcome(&self.name, &info, || match gone {
             true => format!("{} is gone", self.name),
             false => is_up(&info),
