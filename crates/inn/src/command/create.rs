@@ -1,6 +1,6 @@
 //! `inn create`: makes a VM without starting it.
 
-use innkeeper::host::Host;
+use innkeeper::Host;
 
 use super::{DryRun, explain, in_short};
 use crate::failure::Result;

@@ -1,7 +1,7 @@
 //! `inn info`: everything that is known of a VM.
 
 use innkeeper::api::{AgentInfo, AgentState, DiskInfo, VmInfo};
-use innkeeper::host::Host;
+use innkeeper::Host;
 
 use crate::failure::Result;
 use crate::output::Output;

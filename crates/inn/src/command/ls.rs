@@ -1,7 +1,7 @@
 //! `inn ls`: every VM of this host, a line each.
 
 use innkeeper::api::{VmInfo, VmState};
-use innkeeper::host::Host;
+use innkeeper::Host;
 
 use crate::failure::Result;
 use crate::output::{Format, Output};
