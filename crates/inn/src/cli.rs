@@ -31,10 +31,21 @@ exec, shell and run -- CMD give the guest command's own code; 125 is a failure o
 /// Virtual machines on your own computer
 #[derive(Debug, Parser)]
 #[command(name = "inn", version, after_help = AFTER_HELP, max_term_width = 110)]
-#[command(propagate_version = false, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    propagate_version = false,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     /// Form of the data on standard output; with json, errors are a line of JSON on standard error
-    #[arg(short, long, global = true, value_enum, value_name = "FORM", default_value_t)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORM",
+        default_value_t
+    )]
     output: Format,
 
     /// Say only what was asked for: names instead of tables, no notes, no progress
@@ -49,7 +60,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(flatten)]
-    Host(HostCommand),
+    Host(Box<HostCommand>),
     #[command(flatten)]
     Plain(PlainCommand),
 }
@@ -123,7 +134,7 @@ fn dispatch(command: Command, output: &Output) -> Result<u8> {
                 .build()
                 .map_err(|source| Error::io("starting the runtime", source))?;
             let host = open_host()?;
-            let code = runtime.block_on(with_host(command, &host, output));
+            let code = runtime.block_on(with_host(*command, &host, output));
             // A thread that still reads standard input (a session that ended first) must not hold up the end.
             runtime.shutdown_background();
             code
@@ -208,12 +219,11 @@ fn tell_usage(mut error: clap::Error, json: bool) -> u8 {
 
 /// Returns whether arguments that could not be read asked for JSON.
 fn asks_for_json(arguments: &[OsString]) -> bool {
-    arguments
-        .iter()
-        .any(|argument| argument == "-ojson" || argument == "-o=json" || argument == "--output=json")
-        || arguments
-            .windows(2)
-            .any(|pair| (pair[0] == "-o" || pair[0] == "--output") && pair[1] == "json")
+    arguments.iter().any(|argument| {
+        argument == "-ojson" || argument == "-o=json" || argument == "--output=json"
+    }) || arguments
+        .windows(2)
+        .any(|pair| (pair[0] == "-o" || pair[0] == "--output") && pair[1] == "json")
 }
 
 /// Returns the whole command line, for the reference, the man pages and the completions.
@@ -242,7 +252,10 @@ mod tests {
                     let after = sub.get_after_help().map(ToString::to_string);
                     let after = after.unwrap_or_default();
                     assert!(after.starts_with("Examples:\n"), "{path} has no examples");
-                    assert!(after.contains(&format!("\n  {}", path.trim())), "{path}: {after}");
+                    assert!(
+                        after.contains(&format!("\n  {}", path.trim())),
+                        "{path}: {after}"
+                    );
                 }
             }
         }
@@ -261,7 +274,10 @@ mod tests {
                     if let Some(line) = line.strip_prefix("  inn ") {
                         let line = line.split("  ").next().unwrap_or_default();
                         let line = line.split(" > ").next().unwrap_or_default();
-                        found.push(format!("inn {}", line.split(" | ").next().unwrap_or_default()));
+                        found.push(format!(
+                            "inn {}",
+                            line.split(" | ").next().unwrap_or_default()
+                        ));
                     }
                 }
             }

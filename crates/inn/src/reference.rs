@@ -62,7 +62,10 @@ pub(crate) fn markdown() -> String {
         let title = command.get_bin_name().unwrap_or("inn").to_owned();
         let help = command.render_help().to_string();
         let help: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
-        text.push_str(&format!("\n## {title}\n\n```text\n{}\n```\n", help.join("\n")));
+        text.push_str(&format!(
+            "\n## {title}\n\n```text\n{}\n```\n",
+            help.join("\n")
+        ));
     }
     text
 }

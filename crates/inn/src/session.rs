@@ -54,11 +54,16 @@ pub(crate) async fn run_on(
 ) -> Result<u8> {
     let has_terminal = request.tty.is_some();
     // Signals are ours before the command runs, so that none of them ends us and leaves it behind.
-    let mut signals = Signals::catch().map_err(|source| {
-        ours(Error::io("catching signals", source))
-    })?;
-    let doing = format!("running {} in {name}", request.argv.first().map_or("", String::as_str));
-    let session = guest.exec(request).await.map_err(|error| refused(error, &doing))?;
+    let mut signals =
+        Signals::catch().map_err(|source| ours(Error::io("catching signals", source)))?;
+    let doing = format!(
+        "running {} in {name}",
+        request.argv.first().map_or("", String::as_str)
+    );
+    let session = guest
+        .exec(request)
+        .await
+        .map_err(|error| refused(error, &doing))?;
     let raw = match has_terminal {
         true => Some(RawMode::enter().map_err(|failure| failure.with_code(EXIT_OUR_FAILURE))?),
         false => None,
@@ -162,7 +167,9 @@ async fn pump(
         if count == 0 {
             return Ok(());
         }
-        to.write_all(&buffer[..count]).await.map_err(Pumped::Write)?;
+        to.write_all(&buffer[..count])
+            .await
+            .map_err(Pumped::Write)?;
         to.flush().await.map_err(Pumped::Write)?;
     }
 }
@@ -252,13 +259,18 @@ mod tests {
     fn what_can_not_be_run_has_its_own_code() {
         let code = |error| refused(error, "running x in web").tell(true);
         assert_eq!(code(GuestError::CommandNotFound("no x".into())), 127);
-        assert_eq!(code(GuestError::CannotExecute("x is a directory".into())), 126);
+        assert_eq!(
+            code(GuestError::CannotExecute("x is a directory".into())),
+            126
+        );
         assert_eq!(code(GuestError::LinkLost), 125);
     }
 
     #[test]
     fn a_pump_moves_everything_and_tells_which_side_failed() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let bytes: Vec<u8> = (0..200_000u32).map(|it| it as u8).collect();
             let mut moved = Vec::new();

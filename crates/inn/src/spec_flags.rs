@@ -209,7 +209,7 @@ pub(crate) fn size(text: &str) -> Result<Bytes, String> {
 
 /// Reads an architecture.
 pub(crate) fn arch(text: &str) -> Result<Arch, String> {
-    text.parse()
+    text.parse().map_err(|error| format!("{error}"))
 }
 
 fn forward(text: &str) -> Result<ForwardSpec, String> {
@@ -255,9 +255,27 @@ mod tests {
     #[test]
     fn flags_make_a_spec() {
         let spec = spec(&[
-            "debian:12", "--cpus", "4", "-m", "2GiB", "--disk-size", "20GiB", "-v", "/src:/work:ro",
-            "-p", "8080:80", "--driver", "qemu", "--machine", "microvm", "--arch", "aarch64",
-            "--label", "env=dev", "--ready", "serial:login:",
+            "debian:12",
+            "--cpus",
+            "4",
+            "-m",
+            "2GiB",
+            "--disk-size",
+            "20GiB",
+            "-v",
+            "/src:/work:ro",
+            "-p",
+            "8080:80",
+            "--driver",
+            "qemu",
+            "--machine",
+            "microvm",
+            "--arch",
+            "aarch64",
+            "--label",
+            "env=dev",
+            "--ready",
+            "serial:login:",
         ])
         .unwrap();
         insta::assert_debug_snapshot!(spec);

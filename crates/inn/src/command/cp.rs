@@ -56,8 +56,14 @@ enum Place {
 /// Which way a copy goes.
 #[derive(Debug)]
 enum Way {
-    In { from: PathBuf, request: CopyInRequest },
-    Out { request: CopyOutRequest, to: PathBuf },
+    In {
+        from: PathBuf,
+        request: CopyInRequest,
+    },
+    Out {
+        request: CopyOutRequest,
+        to: PathBuf,
+    },
 }
 
 impl Args {
@@ -197,11 +203,12 @@ fn place(text: &str) -> Result<Place, String> {
     let Some((name, path)) = text.split_once(':') else {
         return here();
     };
-    name.parse::<VmName>().map_err(|error| {
-        format!("{error} (a path here with a colon in it begins with ./ or /)")
-    })?;
+    name.parse::<VmName>()
+        .map_err(|error| format!("{error} (a path here with a colon in it begins with ./ or /)"))?;
     if !path.starts_with('/') {
-        return Err(format!("write {name}:/... with the whole path in the guest"));
+        return Err(format!(
+            "write {name}:/... with the whole path in the guest"
+        ));
     }
     Ok(Place::Guest {
         name: name.to_owned(),

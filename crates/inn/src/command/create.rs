@@ -42,7 +42,10 @@ impl Args {
         reporter.finish();
         let info = info?;
         output.outcome(&name, &info, || {
-            format!("created {name} ({}); inn start {name} starts it", in_short(&info))
+            format!(
+                "created {name} ({}); inn start {name} starts it",
+                in_short(&info)
+            )
         })?;
         Ok(0)
     }

@@ -72,8 +72,11 @@ pub(crate) enum Disk {
         dry_run: DryRun,
     },
     /// Show what a disk file is
-    #[command(visible_alias = "inspect", after_help = "Examples:
-  inn disk info data.qcow2 --format qcow2 -o json")]
+    #[command(
+        visible_alias = "inspect",
+        after_help = "Examples:
+  inn disk info data.qcow2 --format qcow2 -o json"
+    )]
     Info {
         /// Disk file
         path: PathBuf,
@@ -86,16 +89,32 @@ pub(crate) enum Disk {
 impl Disk {
     pub(crate) async fn run(self, host: &Host, output: &Output) -> Result<u8> {
         match self {
-            Disk::Create { path, size, format, dry_run } => {
+            Disk::Create {
+                path,
+                size,
+                format,
+                dry_run,
+            } => {
                 if dry_run.dry_run {
                     must_not_exist(&path)?;
                     let format = word(format);
                     output.dry_run(&[format!("make {} ({format}, {size})", path.display())])?;
                     return Ok(0);
                 }
-                made("made", &host.disk_create(&path, size, format).await?, output)?;
+                made(
+                    "made",
+                    &host.disk_create(&path, size, format).await?,
+                    output,
+                )?;
             }
-            Disk::Resize { path, size, format, shrink, yes, dry_run } => {
+            Disk::Resize {
+                path,
+                size,
+                format,
+                shrink,
+                yes,
+                dry_run,
+            } => {
                 let now = host.disk_info(&path, format).await?;
                 let (old, shown) = (units::size(now.virtual_bytes), path.display());
                 if dry_run.dry_run {
@@ -103,12 +122,21 @@ impl Disk {
                     return Ok(0);
                 }
                 if shrink && size.get() < now.virtual_bytes {
-                    confirm(&format!("cut {shown} from {old} to {size}, losing the rest?"), yes.yes)?;
+                    confirm(
+                        &format!("cut {shown} from {old} to {size}, losing the rest?"),
+                        yes.yes,
+                    )?;
                 }
                 let file = host.disk_resize(&path, format, size, shrink).await?;
                 made("resized", &file, output)?;
             }
-            Disk::Convert { source, target, from, to, dry_run } => {
+            Disk::Convert {
+                source,
+                target,
+                from,
+                to,
+                dry_run,
+            } => {
                 if dry_run.dry_run {
                     let file = host.disk_info(&source, from).await?;
                     must_not_exist(&target)?;
@@ -119,7 +147,9 @@ impl Disk {
                     return Ok(0);
                 }
                 let reporter = Reporter::new(output);
-                let file = host.disk_convert(&source, from, &target, to, &reporter).await;
+                let file = host
+                    .disk_convert(&source, from, &target, to, &reporter)
+                    .await;
                 reporter.finish();
                 made("wrote", &file?, output)?;
             }
@@ -172,7 +202,10 @@ fn block(file: &DiskFile) -> String {
         .line("format", &file.format)
         .line("size", units::size(file.virtual_bytes))
         .line("on disk", units::size(file.actual_bytes))
-        .optional("over", file.backing.as_ref().map(|path| path.display().to_string()));
+        .optional(
+            "over",
+            file.backing.as_ref().map(|path| path.display().to_string()),
+        );
     block.render()
 }
 

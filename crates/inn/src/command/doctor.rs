@@ -59,7 +59,10 @@ fn text(findings: &Findings) -> String {
     for driver in &report.drivers {
         let state = if driver.usable { "ok " } else { "no " };
         let version = driver.version.as_deref().unwrap_or("not found");
-        let accel = driver.accel.as_ref().map(|accel| format!(", CPUs by {accel}"));
+        let accel = driver
+            .accel
+            .as_ref()
+            .map(|accel| format!(", CPUs by {accel}"));
         text.push_str(&format!(
             "{state} {} {version}{}\n",
             driver.driver,

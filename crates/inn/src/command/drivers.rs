@@ -41,7 +41,10 @@ fn text(drivers: &[DriverReport]) -> String {
             text.push_str(&format!("  {note}\n"));
         }
         for need in &driver.needs {
-            text.push_str(&format!("  lacks {}: {}; {}\n", need.what, need.without, need.fix));
+            text.push_str(&format!(
+                "  lacks {}: {}; {}\n",
+                need.what, need.without, need.fix
+            ));
         }
         let width = Capability::ALL.iter().map(|it| it.as_str().len()).max();
         let width = width.unwrap_or_default();

@@ -39,7 +39,10 @@ impl Args {
         loop {
             run_editor(&editor, &file)?;
             let text = fs::read_to_string(file.path()).map_err(|source| {
-                Error::io(format!("reading {} after the editor", file.path().display()), source)
+                Error::io(
+                    format!("reading {} after the editor", file.path().display()),
+                    source,
+                )
             })?;
             if text == before {
                 output.note(&format!("{} is unchanged", self.name));
@@ -82,8 +85,11 @@ fn new_file(name: &str, text: &str) -> std::io::Result<NamedTempFile> {
 fn editor_words() -> Result<Vec<String>> {
     let (value, variable) = environment::editor();
     let wrong = || {
-        Error::new(ErrorKind::BadInput, format!("{variable} is no command: {}", value.display()))
-            .with_hint("set EDITOR to your editor, such as EDITOR=nano")
+        Error::new(
+            ErrorKind::BadInput,
+            format!("{variable} is no command: {}", value.display()),
+        )
+        .with_hint("set EDITOR to your editor, such as EDITOR=nano")
     };
     let text = value.to_str().ok_or_else(wrong)?;
     let words = shlex::split(text).filter(|words| !words.is_empty());

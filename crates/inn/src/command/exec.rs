@@ -37,7 +37,12 @@ pub(crate) struct Args {
     name: String,
 
     /// Command with its arguments; nothing after it is read as an option of inn
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
     command: Vec<String>,
 }
 
@@ -55,12 +60,7 @@ pub(crate) struct HowFlags {
 
 impl HowFlags {
     /// Runs a command as the flags say, and returns its exit code.
-    pub(crate) async fn run(
-        self,
-        host: &Host,
-        name: &str,
-        mut request: ExecRequest,
-    ) -> Result<u8> {
+    pub(crate) async fn run(self, host: &Host, name: &str, mut request: ExecRequest) -> Result<u8> {
         if self.tty {
             let terminal = terminal::on_standard_input();
             request.tty = Some(terminal.map_err(|failure| failure.with_code(EXIT_OUR_FAILURE))?);

@@ -25,7 +25,8 @@ impl Args {
             match host.explain(name).await {
                 Ok(explanation) => return show(&explanation, name, output),
                 // Not a VM, or not even a VM's name: then it is an image.
-                Err(error) if [ErrorKind::NotFound, ErrorKind::BadInput].contains(&error.kind()) => {}
+                Err(error)
+                    if [ErrorKind::NotFound, ErrorKind::BadInput].contains(&error.kind()) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -19,9 +19,12 @@ use crate::units;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Image {
     /// List the images in the store
-    #[command(visible_alias = "list", after_help = "Examples:
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:
   inn image ls
-  inn image ls --all                   also what can be pulled or built")]
+  inn image ls --all                   also what can be pulled or built"
+    )]
     Ls {
         /// Also those that can be pulled or built
         #[arg(short, long)]
@@ -56,8 +59,11 @@ pub(crate) enum Image {
         dry_run: DryRun,
     },
     /// Show everything that is known of an image
-    #[command(visible_alias = "inspect", after_help = "Examples:
-  inn image info debian:12 -o json")]
+    #[command(
+        visible_alias = "inspect",
+        after_help = "Examples:
+  inn image info debian:12 -o json"
+    )]
     Info {
         /// Image
         image: String,
@@ -112,7 +118,13 @@ impl Image {
                 reporter.finish();
                 added("built", &image?, output)?;
             }
-            Image::Import { path, name, format, arch, dry_run } => {
+            Image::Import {
+                path,
+                name,
+                format,
+                arch,
+                dry_run,
+            } => {
                 if dry_run.dry_run {
                     let file = host.disk_info(&path, format).await?;
                     let size = units::size(file.actual_bytes);
@@ -120,7 +132,9 @@ impl Image {
                     return Ok(0);
                 }
                 let reporter = Reporter::new(output);
-                let image = host.import_image(&path, &name, format, arch, &reporter).await;
+                let image = host
+                    .import_image(&path, &name, format, arch, &reporter)
+                    .await;
                 reporter.finish();
                 added("added", &image?, output)?;
             }
@@ -136,14 +150,22 @@ impl Image {
 
 fn added(verb: &str, image: &ImageInfo, output: &Output) -> Result<()> {
     output.outcome(&image.reference, image, || {
-        format!("{verb} {} for {}, {}", image.reference, image.arch, units::size(image.size_bytes))
+        format!(
+            "{verb} {} for {}, {}",
+            image.reference,
+            image.arch,
+            units::size(image.size_bytes)
+        )
     })
 }
 
 async fn pull_step(which: &Which, host: &Host) -> String {
     let name = &which.image;
     if let Ok(image) = host.image(name, which.arch).await {
-        return format!("do nothing: {} for {} is in the store", image.reference, image.arch);
+        return format!(
+            "do nothing: {} for {} is in the store",
+            image.reference, image.arch
+        );
     }
     let catalogue = host.catalogue();
     match catalogue.iter().find(|entry| entry.reference == *name) {
@@ -175,7 +197,10 @@ struct All<'a> {
 async fn list(all: bool, host: &Host, output: &Output) -> Result<()> {
     let images = host.images().await?;
     if output.quiet && output.format == Format::Table {
-        let names: String = images.iter().map(|image| format!("{}\n", image.reference)).collect();
+        let names: String = images
+            .iter()
+            .map(|image| format!("{}\n", image.reference))
+            .collect();
         return output.text(&names);
     }
     if all {
@@ -185,7 +210,11 @@ async fn list(all: bool, host: &Host, output: &Output) -> Result<()> {
             catalogue: &catalogue,
         };
         return output.data(&both, || {
-            format!("{}\nCan be had:\n{}", table(&images), catalogue_table(&catalogue))
+            format!(
+                "{}\nCan be had:\n{}",
+                table(&images),
+                catalogue_table(&catalogue)
+            )
         });
     }
     output.data(&images, || table(&images))?;
@@ -237,7 +266,10 @@ fn block(image: &ImageInfo) -> String {
         .line("source", &image.source)
         .lines("used by", image.used_by.iter().cloned());
     let files = image.files.iter();
-    block.lines("files", files.map(|(role, path)| format!("{role}: {}", path.display())));
+    block.lines(
+        "files",
+        files.map(|(role, path)| format!("{role}: {}", path.display())),
+    );
     block.render()
 }
 

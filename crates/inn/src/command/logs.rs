@@ -70,7 +70,9 @@ impl Args {
             let log = guest.read_log(GuestLog::Agent).await.map_err(Error::from)?;
             let mut log = io::Cursor::new(log);
             skip_to_last_lines(&mut log, self.lines).map_err(in_memory)?;
-            screen.drain(&mut log).map_err(failed("the agent's log"))??;
+            screen
+                .drain(&mut log)
+                .map_err(failed("the agent's log"))??;
             return Ok(0);
         }
         let kind = match (self.which.keeper, self.which.vmm) {
@@ -102,7 +104,8 @@ impl Args {
     }
 }
 
-fn failed(what: &str) -> impl Fn(io::Error) -> Failure {
+fn failed(what: &str) -> impl Fn(io::Error) -> Failure + use<> {
+    let what = what.to_owned();
     move |source| Error::io(format!("reading {what}"), source).into()
 }
 

@@ -55,7 +55,9 @@ impl Args {
         };
         if self.dry_run.dry_run {
             let path = |page: &clap::Command| directory.join(format!("{}.1", page.get_name()));
-            let steps = pages.iter().map(|page| format!("write {}", path(page).display()));
+            let steps = pages
+                .iter()
+                .map(|page| format!("write {}", path(page).display()));
             output.dry_run(&steps.collect::<Vec<_>>())?;
             return Ok(0);
         }

@@ -38,9 +38,9 @@ pub(crate) mod wait;
 
 use std::time::Duration;
 
-use innkeeper::{Host, StopOptions, WaitFor};
-use innkeeper::progress::{Progress, Unit, Update};
 use innkeeper::api::{StopOutcome, StoppedBy, VmInfo};
+use innkeeper::progress::{Progress, Unit, Update};
+use innkeeper::{Host, StopOptions, WaitFor};
 use serde::Serialize;
 
 use crate::failure::Result;
@@ -179,7 +179,10 @@ pub(crate) fn is_up(info: &VmInfo) -> String {
     }
     for forward in &info.forwards {
         let (address, port, guest) = (&forward.host_address, forward.host_port, forward.guest_port);
-        text.push_str(&format!("\n  {address}:{port} leads to its port {guest}/{}", forward.protocol));
+        text.push_str(&format!(
+            "\n  {address}:{port} leads to its port {guest}/{}",
+            forward.protocol
+        ));
     }
     crate::terminal_text::lines(&text)
 }

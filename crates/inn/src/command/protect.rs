@@ -28,7 +28,11 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) async fn run(self, host: &Host, output: &Output) -> Result<u8> {
         if self.dry_run.dry_run {
-            let verb = if self.off { "stop protecting" } else { "protect" };
+            let verb = if self.off {
+                "stop protecting"
+            } else {
+                "protect"
+            };
             return super::dry_run_each(&self.names, verb, host, output).await;
         }
         let (done, code) = many::each(&self.names, output, async |name| {
@@ -36,10 +40,19 @@ impl Args {
             Ok(host.info(name).await?)
         })
         .await?;
-        super::show_each(&done, output, |info| &info.name, |info| {
-            let protected = if info.protected { "protected" } else { "not protected any more" };
-            format!("{} is {protected}", info.name)
-        })?;
+        super::show_each(
+            &done,
+            output,
+            |info| &info.name,
+            |info| {
+                let protected = if info.protected {
+                    "protected"
+                } else {
+                    "not protected any more"
+                };
+                format!("{} is {protected}", info.name)
+            },
+        )?;
         Ok(code)
     }
 }

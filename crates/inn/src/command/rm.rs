@@ -111,7 +111,10 @@ mod tests {
         let rm = ["inn", "web"];
         assert_eq!(step(&rm, |_| ()), "refuse to remove web: it is ready");
         assert_eq!(step(&rm, |vm| vm.vmm_pid = None), "remove web with 1 disk");
-        assert_eq!(step(&rm, |vm| vm.protected = true), "refuse to remove web: it is protected");
+        assert_eq!(
+            step(&rm, |vm| vm.protected = true),
+            "refuse to remove web: it is protected"
+        );
         let force = ["inn", "--force", "web"];
         assert_eq!(step(&force, |_| ()), "kill web and remove it with 1 disk");
     }

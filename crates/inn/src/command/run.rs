@@ -65,13 +65,14 @@ impl Args {
         }
         let created = Cell::new(false);
         let result = self.up_and_run(&name, spec, &created, host, output).await;
-        if self.rm && created.get() {
-            if let Err(error) = host.remove(&name, true).await {
-                let failure = Failure::from(error.while_doing(format!("removing {name}")));
-                // The command's own failure is told too; this one comes first.
-                let code = failure.with_code(EXIT_OUR_FAILURE).tell(output.is_json());
-                return result.and(Ok(code));
-            }
+        if self.rm
+            && created.get()
+            && let Err(error) = host.remove(&name, true).await
+        {
+            let failure = Failure::from(error.while_doing(format!("removing {name}")));
+            // The command's own failure is told too; this one comes first.
+            let code = failure.with_code(EXIT_OUR_FAILURE).tell(output.is_json());
+            return result.and(Ok(code));
         }
         result
     }
@@ -135,7 +136,9 @@ impl Args {
         let error = Error::new(ErrorKind::Interrupted, format!("interrupted: {left}"));
         match created.get() && !self.rm {
             true => error
-                .with_hint(format!("inn wait {name} goes on waiting, inn rm --force {name} removes it"))
+                .with_hint(format!(
+                    "inn wait {name} goes on waiting, inn rm --force {name} removes it"
+                ))
                 .into(),
             false => error.into(),
         }
@@ -144,7 +147,11 @@ impl Args {
 
 /// What is said of a VM that has just come up.
 fn greeting(info: &VmInfo) -> String {
-    format!("{}\ninn shell {} opens a shell in it", is_up(info), info.name)
+    format!(
+        "{}\ninn shell {} opens a shell in it",
+        is_up(info),
+        info.name
+    )
 }
 
 #[cfg(test)]

@@ -78,9 +78,7 @@ impl Args {
 /// Reads `KEY=VALUE` or `KEY-`.
 fn edit(text: &str) -> Result<(String, Option<String>), String> {
     match (text.split_once('='), text.strip_suffix('-')) {
-        (Some((key, value)), _) if !key.is_empty() => {
-            Ok((key.to_owned(), Some(value.to_owned())))
-        }
+        (Some((key, value)), _) if !key.is_empty() => Ok((key.to_owned(), Some(value.to_owned()))),
         (None, Some(key)) if !key.is_empty() => Ok((key.to_owned(), None)),
         _ => Err("write KEY=VALUE to set a field, or KEY- to remove it".to_owned()),
     }
@@ -135,6 +133,9 @@ mod tests {
             sentence("web", &change),
             "changed cpus, labels.env; inn restart web applies cpus"
         );
-        assert_eq!(steps(&change), ["change cpus at the next start", "change labels.env"]);
+        assert_eq!(
+            steps(&change),
+            ["change cpus at the next start", "change labels.env"]
+        );
     }
 }

@@ -45,7 +45,10 @@ impl Args {
             true => Some(terminal::on_standard_input().map_err(ours)?),
             false => None,
         };
-        let guest = host.guest(&self.name).await.map_err(|error| ours(error.into()))?;
+        let guest = host
+            .guest(&self.name)
+            .await
+            .map_err(|error| ours(error.into()))?;
         let shells: Vec<&str> = match &self.shell {
             Some(shell) => vec![shell],
             None => SHELLS.to_vec(),
@@ -59,8 +62,10 @@ impl Args {
                 ..ExecRequest::default()
             };
             match session::run_on(&guest, &self.name, request, Input::Passed).await {
-                Err(Failure::Told { code: Some(NO_SUCH_COMMAND), .. })
-                    if index + 1 < shells.len() => {}
+                Err(Failure::Told {
+                    code: Some(NO_SUCH_COMMAND),
+                    ..
+                }) if index + 1 < shells.len() => {}
                 other => return other,
             }
         }

@@ -20,7 +20,11 @@ pub(crate) struct Args {
     name: String,
 
     /// Command, or more arguments of ssh
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
     arguments: Vec<OsString>,
 }
 
@@ -33,9 +37,11 @@ impl Args {
             .exec();
         // Only a failure returns.
         if source.kind() == std::io::ErrorKind::NotFound {
-            return Err(Error::new(ErrorKind::NotFound, "there is no ssh on this computer")
-                .with_hint("apt-get install openssh-client, or use inn shell NAME")
-                .into());
+            return Err(
+                Error::new(ErrorKind::NotFound, "there is no ssh on this computer")
+                    .with_hint("apt-get install openssh-client, or use inn shell NAME")
+                    .into(),
+            );
         }
         Err(Error::io("running ssh", source).into())
     }

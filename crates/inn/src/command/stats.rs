@@ -53,9 +53,16 @@ impl Args {
 
     async fn look(&self, host: &Host, output: &Output) -> Result<(Vec<VmStats>, u8)> {
         if !self.names.is_empty() {
-            return many::each(&self.names, output, async |name| Ok(host.stats(name).await?)).await;
+            return many::each(&self.names, output, async |name| {
+                Ok(host.stats(name).await?)
+            })
+            .await;
         }
-        let vms = host.list().await?.into_iter().filter(|vm| vm.vmm_pid.is_some());
+        let vms = host
+            .list()
+            .await?
+            .into_iter()
+            .filter(|vm| vm.vmm_pid.is_some());
         let names: Vec<String> = vms.map(|vm| vm.name).collect();
         if names.is_empty() && output.format == Format::Table {
             output.note("no VM runs");
@@ -66,12 +73,24 @@ impl Args {
 
 fn table(stats: &[VmStats]) -> String {
     let mut table = Table::new(&[
-        "NAME", "STATE", ">UPTIME", ">CPU", ">HOST MEMORY", ">GUEST MEMORY", ">LOAD",
-        ">DISK READ", ">WRITTEN", ">NET IN", ">OUT",
+        "NAME",
+        "STATE",
+        ">UPTIME",
+        ">CPU",
+        ">HOST MEMORY",
+        ">GUEST MEMORY",
+        ">LOAD",
+        ">DISK READ",
+        ">WRITTEN",
+        ">NET IN",
+        ">OUT",
     ]);
     let size = |bytes: Option<u64>| bytes.map(units::size).unwrap_or_default();
     for one in stats {
-        let guest = match (one.guest_memory_total_bytes, one.guest_memory_available_bytes) {
+        let guest = match (
+            one.guest_memory_total_bytes,
+            one.guest_memory_available_bytes,
+        ) {
             (Some(total), Some(available)) => {
                 let used = units::size(total.saturating_sub(available));
                 format!("{used} of {}", units::size(total))
@@ -80,12 +99,21 @@ fn table(stats: &[VmStats]) -> String {
         };
         table.row([
             one.name.clone(),
-            one.state.as_ref().map(VmState::to_string).unwrap_or_default(),
-            one.uptime_seconds.map(|it| units::seconds(it as u64)).unwrap_or_default(),
-            one.cpu_percent.map(|it| format!("{it:.0}%")).unwrap_or_default(),
+            one.state
+                .as_ref()
+                .map(VmState::to_string)
+                .unwrap_or_default(),
+            one.uptime_seconds
+                .map(|it| units::seconds(it as u64))
+                .unwrap_or_default(),
+            one.cpu_percent
+                .map(|it| format!("{it:.0}%"))
+                .unwrap_or_default(),
             size(one.host_memory_bytes),
             guest,
-            one.guest_load.map(|it| format!("{it:.2}")).unwrap_or_default(),
+            one.guest_load
+                .map(|it| format!("{it:.2}"))
+                .unwrap_or_default(),
             size(one.disk_read_bytes),
             size(one.disk_written_bytes),
             size(one.network_received_bytes),
