@@ -84,6 +84,7 @@ fn hold(link: &LinkInfo, mut lease: Lease) {
 }
 
 fn acquire(link: &LinkInfo, previous: Option<&Lease>) -> std::io::Result<Lease> {
+    let invalid = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
     let socket = open(link)?;
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write(&link.mac);
@@ -93,13 +94,13 @@ fn acquire(link: &LinkInfo, previous: Option<&Lease>) -> std::io::Result<Lease> 
         None => {
             let offer = exchange(
                 &socket,
-                &message(link, transaction, MessageType::Discover, None),
+                &message(link, transaction, MessageType::Discover, None).map_err(invalid)?,
                 MessageType::Offer,
             )?;
             (offer.yiaddr(), server(&offer))
         }
     };
-    let request = message(link, transaction, MessageType::Request, Some(offer));
+    let request = message(link, transaction, MessageType::Request, Some(offer)).map_err(invalid)?;
     let answer = exchange(&socket, &request, MessageType::Ack)?;
     let options = answer.opts();
     let prefix = match options.get(OptionCode::SubnetMask) {
@@ -149,11 +150,17 @@ fn message(
     transaction: u32,
     kind: MessageType,
     offer: Option<(Ipv4Addr, Option<Ipv4Addr>)>,
-) -> Message {
-    // Not `default()`: it draws an id from getrandom(2), which blocks for long in a guest without a random device.
-    let none = Ipv4Addr::UNSPECIFIED;
-    let mut message = Message::new_with_id(transaction, none, none, none, none, &link.mac);
-    message.set_flags(Flags::default().set_broadcast());
+) -> Result<Message, dhcproto::error::DecodeError> {
+    // Decoded from an empty one (RFC 2131 section 2: request, Ethernet, magic cookie, end) because the crate's
+    // constructors draw an id from getrandom(2), which blocks for long in a guest without a random device.
+    let mut empty = [0u8; 241];
+    empty[..3].copy_from_slice(&[1, 1, 6]);
+    empty[236..].copy_from_slice(&[99, 130, 83, 99, 255]);
+    let mut message = Message::from_bytes(&empty)?;
+    message
+        .set_xid(transaction)
+        .set_chaddr(&link.mac)
+        .set_flags(Flags::default().set_broadcast());
     let options = message.opts_mut();
     options.insert(DhcpOption::MessageType(kind));
     options.insert(DhcpOption::ParameterRequestList(vec![
@@ -175,7 +182,7 @@ fn message(
     if !hostname.is_empty() && hostname != "(none)" {
         options.insert(DhcpOption::Hostname(hostname));
     }
-    message
+    Ok(message)
 }
 
 fn open(link: &LinkInfo) -> std::io::Result<UdpSocket> {
