@@ -651,6 +651,60 @@ async fn a_backing_file_that_nobody_named_is_not_opened() {
     assert!(error.to_string().contains("secret"), "{error}");
 }
 
+/// The trial of the accelerator included, as a host is asked for the first time, and again from the cache.
+#[tokio::test]
+async fn a_host_is_asked_once() {
+    let Some(bench) = Bench::new("asked").await else {
+        return;
+    };
+    let mut options = bench.options.clone();
+    options.accel_override = None;
+    options.cache = Some(bench.directory.path().join("asked.json"));
+    let start = Instant::now();
+    let asked = QemuDriver::new(options.clone()).probe().await;
+    let first = start.elapsed();
+    let start = Instant::now();
+    let remembered = QemuDriver::new(options.clone()).probe().await;
+    println!("asked in {first:?}, remembered in {:?}", start.elapsed());
+    println!("{:?} {:?} {:?}", asked.accel, asked.notes, asked.needs);
+    println!("counter {:?}", asked.details["tsc_khz"]);
+    assert_eq!(asked, remembered);
+    assert!(asked.usable, "{asked:?}");
+    assert!(
+        !asked.notes.is_empty(),
+        "it says why it runs CPUs as it does"
+    );
+    options.boot_id = "another-boot".to_owned();
+    let cache = std::fs::read(options.cache.as_ref().unwrap()).unwrap();
+    QemuDriver::new(options.clone()).probe().await;
+    assert_ne!(
+        cache,
+        std::fs::read(options.cache.as_ref().unwrap()).unwrap()
+    );
+}
+
+#[tokio::test]
+async fn a_host_without_qemu_says_what_to_install() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = QemuOptions::of(vec![directory.path().to_owned()], "this-boot");
+    let report = QemuDriver::new(options).probe().await;
+    assert!(!report.usable);
+    assert_eq!(report.arches, Vec::<String>::new());
+    assert!(
+        report
+            .needs
+            .iter()
+            .any(|need| need.what.starts_with("qemu-system-")),
+        "{report:?}"
+    );
+    assert!(
+        report
+            .capabilities
+            .iter()
+            .all(|capability| capability.lacking.is_some())
+    );
+}
+
 #[tokio::test]
 async fn a_launch_that_is_dropped_leaves_nothing() {
     let Some(bench) = Bench::new("dropped").await else {
