@@ -44,6 +44,7 @@ impl Engine {
     }
 
     async fn fill(&self, half: &HalfMade, spec: &VmSpec, progress: &dyn Progress) -> Result<Identity> {
+        spec::check(spec)?;
         self.check_against_host(spec)?;
         let arch = self.arch_of_spec(spec)?;
         let image = match &spec.image {
@@ -146,6 +147,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Conflict, format!("a VM named {name} exists already"))
                 .with_hint(format!("choose another name with `--name`, or start it with `inn start {name}`")));
         }
+        spec::check(spec)?;
         self.check_against_host(spec)?;
         let arch = self.arch_of_spec(spec)?;
         let mut steps = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use innkeeper_api::{AgentState, ErrorKind};
+use innkeeper_api::ErrorKind;
 
 use super::Engine;
 use crate::error::{Error, Result};
@@ -23,10 +23,6 @@ impl Engine {
                 if info.vmm_pid.is_none() {
                     return Err(Error::new(ErrorKind::Conflict, format!("{name} is {}, it does not run", info.state))
                         .with_hint(format!("start it with `inn start {name}`")));
-                }
-                if info.agent.state == AgentState::Waiting {
-                    return Err(Error::new(ErrorKind::Unreachable, format!("the agent of {name} has not said hello yet"))
-                        .with_hint(format!("wait for it with `inn wait {name} --for ready`")));
                 }
                 keeper.agent_stream().await?
             }

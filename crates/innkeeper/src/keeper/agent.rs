@@ -94,14 +94,22 @@ impl AgentLink {
         self.channel()?.metrics().await.ok()
     }
 
+    /// Waits a little until the agent can be asked; none if it does not say hello.
+    pub(crate) async fn reached(&self, patience: Duration) -> Option<GuestChannel> {
+        let mut channel = self.channel.clone();
+        let reach = async {
+            let channel = channel.wait_for(Option::is_some).await.ok()?.clone()?;
+            channel.ready(patience).await.ok().map(|_| channel)
+        };
+        tokio::time::timeout(patience, reach).await.ok().flatten()
+    }
+
     /// Carries one client's streams until it goes away.
-    pub(crate) async fn relay<T>(&self, client: T)
+    pub(crate) async fn relay<T>(channel: &GuestChannel, client: T)
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
     {
-        if let Some(channel) = self.channel() {
-            relay(&channel, client).await;
-        }
+        relay(channel, client).await;
     }
 }
 

@@ -12,6 +12,7 @@
 //! Only the user who owns the VM reaches the socket: its directory is private.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -34,6 +35,8 @@ use crate::error::{Error, Result};
 
 /// Name of the agent's protocol in an HTTP upgrade.
 pub(crate) const AGENT_PROTOCOL: &str = "innkeeper-agent";
+/// How long a client waits for an agent that has not said hello: long enough for one whose keeper has just been replaced.
+const AGENT_PATIENCE: Duration = Duration::from_secs(3);
 /// A spec is the largest thing that is sent here.
 const LARGEST_REQUEST: usize = 2 << 20;
 
@@ -143,11 +146,24 @@ async fn agent(State(shared): State<Shared>, request: Request) -> Response {
             .into_response();
     }
     let Some(link) = shared.agent.borrow().clone() else {
-        return Refusal(Error::new(ErrorKind::Unreachable, "the VM has no agent, or none that runs")).into_response();
+        let name = shared.info.borrow().name.clone();
+        return Refusal(
+            Error::new(ErrorKind::Conflict, format!("{name} does not run"))
+                .with_hint(format!("start it with `inn start {name}`")),
+        )
+        .into_response();
+    };
+    let Some(channel) = link.reached(AGENT_PATIENCE).await else {
+        let name = shared.info.borrow().name.clone();
+        return Refusal(
+            Error::new(ErrorKind::Unreachable, format!("the agent of {name} has not said hello"))
+                .with_hint(format!("wait for it with `inn wait {name} --for ready`; see `inn logs --serial {name}`")),
+        )
+        .into_response();
     };
     tokio::spawn(async move {
         if let Ok(upgraded) = hyper::upgrade::on(request).await {
-            link.relay(TokioIo::new(upgraded)).await;
+            AgentLink::relay(&channel, TokioIo::new(upgraded)).await;
         }
     });
     let mut response = Response::new(Body::empty());
