@@ -534,7 +534,10 @@ fn base_archive(
     }
     archive.add("etc/mtab", 0o777, &Node::Symlink("/proc/self/mounts"))?;
     let mut list = String::new();
-    for (at, group) in [&selection.ready, &selection.network, &selection.later].into_iter().enumerate() {
+    for (at, group) in [&selection.ready, &selection.network, &selection.later]
+        .into_iter()
+        .enumerate()
+    {
         if at > 0 {
             list.push('\n');
         }

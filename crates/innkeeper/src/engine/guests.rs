@@ -21,16 +21,24 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::Unreachable => {
                 let info = self.look(&bundle).await?;
                 if info.vmm_pid.is_none() {
-                    return Err(Error::new(ErrorKind::Conflict, format!("{name} is {}, it does not run", info.state))
-                        .with_hint(format!("start it with `inn start {name}`")));
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        format!("{name} is {}, it does not run", info.state),
+                    )
+                    .with_hint(format!("start it with `inn start {name}`")));
                 }
                 keeper.agent_stream().await?
             }
             other => other?,
         };
-        let options = ChannelOptions { ping_interval: None, ..ChannelOptions::default() };
+        let options = ChannelOptions {
+            ping_interval: None,
+            ..ChannelOptions::default()
+        };
         let channel = GuestChannel::start(stream, options);
-        channel.ready(HELLO_TIMEOUT).await.map_err(|error| Error::from(error).while_doing(format!("can't reach the agent of {name}")))?;
+        channel.ready(HELLO_TIMEOUT).await.map_err(|error| {
+            Error::from(error).while_doing(format!("can't reach the agent of {name}"))
+        })?;
         Ok(channel)
     }
 }

@@ -103,7 +103,9 @@ mod tests {
 
     #[test]
     fn the_channel_comes_first_and_parameters_go_to_their_module() {
-        let modules = split("# list\na/virtio.ko\na/virtio-console.ko\n\nb/virtio_net.ko.xz\n\nc/ext4.ko\n\nd/nvme.ko\n");
+        let modules = split(
+            "# list\na/virtio.ko\na/virtio-console.ko\n\nb/virtio_net.ko.xz\n\nc/ext4.ko\n\nd/nvme.ko\n",
+        );
         assert_eq!(modules.channel, ["a/virtio.ko", "a/virtio-console.ko"]);
         assert_eq!(modules.network, ["b/virtio_net.ko.xz"]);
         assert_eq!(modules.later, ["c/ext4.ko", "d/nvme.ko"]);
