@@ -85,7 +85,7 @@ pub(crate) struct Context {
 
 /// What comes back from work that was done beside the actor.
 enum News {
-    Launched(Result<(Running, Identity)>),
+    Launched(Box<Result<(Running, Identity)>>),
     Asked(StoppedBy),
     Agent(AgentNews),
     Ready(super::readiness::Sign),
@@ -376,7 +376,7 @@ impl Actor {
                         let config = configure(&bundle, &identity, &spec, sockets, ssh_port)?;
                         Ok((driver.launch(&config).await?, identity))
                     };
-                    let _ = news.send(News::Launched(launch.await));
+                    let _ = news.send(News::Launched(Box::new(launch.await)));
                 }));
             }
         }
@@ -732,7 +732,7 @@ impl Actor {
 
     fn take_news(&mut self, news: News) {
         match news {
-            News::Launched(result) if self.launching.is_some() => self.launched(result),
+            News::Launched(result) if self.launching.is_some() => self.launched(*result),
             // It was killed meanwhile.
             News::Launched(_) => {}
             News::Asked(by) => {
