@@ -137,6 +137,9 @@ pub struct DriverReport {
     /// What this host lacks, with the fix.
     #[serde(default)]
     pub needs: Vec<Need>,
+    /// What only the driver itself reads: what it found, for its `check`.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub details: serde_json::Value,
 }
 
 /// What this host can do.

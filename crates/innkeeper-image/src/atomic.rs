@@ -178,7 +178,12 @@ impl WorkDirectory {
 impl Drop for WorkDirectory {
     fn drop(&mut self) {
         // What can't be removed now (foreign ids of an unshared build) is found by gc.
-        if fs::remove_dir_all(&self.path).is_ok() {
+        let removed = fs::remove_dir_all(&self.path);
+        // Not found: it was finished and renamed to where it belongs.
+        if removed.map_or_else(
+            |failure| failure.kind() == std::io::ErrorKind::NotFound,
+            |()| true,
+        ) {
             let _ = fs::remove_file(&self.lock_path);
         }
     }

@@ -76,7 +76,7 @@ fn mke2fs(path: &Path, size: u64, label: &str) -> Result<Tool> {
 }
 
 fn prepare(path: &Path, size: u64, label: &str) -> Result<()> {
-    if size < 1 << 20 || size > crate::qcow2::SIZE_LIMIT {
+    if !(1 << 20..=crate::qcow2::SIZE_LIMIT).contains(&size) {
         return Err(Error::invalid(
             "disk size",
             size.to_string(),
@@ -105,11 +105,16 @@ mod tests {
 
     #[tokio::test]
     async fn the_disk_has_a_label_and_is_sparse() {
+        use std::io::Read;
         use std::os::unix::fs::MetadataExt;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("data.raw");
         make_ext4(&path, 1 << 30, "data").await.unwrap();
-        let bytes = std::fs::read(&path).unwrap();
+        let mut bytes = [0; 2048];
+        std::fs::File::open(&path)
+            .unwrap()
+            .read_exact(&mut bytes)
+            .unwrap();
         // The superblock begins at 1024; magic at 0x38, volume name at 0x78 (kernel: Documentation/filesystems/ext4/super.rst).
         assert_eq!(bytes[1024 + 0x38..1024 + 0x3a], [0x53, 0xef]);
         assert_eq!(&bytes[1024 + 0x78..1024 + 0x7d], b"data\0");

@@ -1,8 +1,9 @@
-//! Merges a user's own user-data with ours.
+//! Puts a user's own user-data together with ours.
 //!
-//! A `#cloud-config` is merged key by key: the user's value wins, lists are appended to ours, maps are merged in the same way. A script,
-//! boothook, include list, part handler or template travels beside ours as a part of a MIME message. What is compressed or a MIME
-//! message already is refused, since it can't be read here.
+//! Own text is never rewritten: it travels as one part of a MIME message and ours as another, since reading YAML here and writing it again would
+//! change what cloud-init sees (`0644` is octal to PyYAML). Of two `#cloud-config` parts cloud-init merges ours into the user's: the user's
+//! value wins, lists become ours followed by theirs, maps are merged in the same way. Scripts, boothooks, include
+//! lists, part handlers and templates go beside ours. What is compressed or a MIME message already is refused.
 
 use base64::Engine;
 use serde_json::{Map, Value};
@@ -11,6 +12,9 @@ use crate::{Error, Result, yaml};
 
 /// Largest own user-data in bytes.
 const SIZE_LIMIT: usize = 8 << 20;
+
+/// How cloud-init merges ours into what it has read before (cloudinit.mergers): what is there stays, lists get ours in front.
+const MERGE_HEADER: &str = "X-Merge-Type: list(prepend)+dict(no_replace,recurse_list)+str()\n";
 
 /// First words of a document and what cloud-init calls it.
 const KINDS: &[(&str, &str)] = &[
@@ -35,20 +39,23 @@ pub(crate) fn combine(ours: Map<String, Value>, own: Option<&str>) -> Result<Str
     }
     if let Some((_, kind)) = KINDS.iter().find(|(start, _)| own.starts_with(start)) {
         return Ok(mime(&[
-            ("text/cloud-config", &cloud_config(ours)),
-            (kind, own),
+            ("text/cloud-config", "", &cloud_config(ours)),
+            (kind, "", own),
         ]));
     }
     if own.lines().next().map(str::trim_end) != Some("#cloud-config") {
         return Err(invalid("must begin with #cloud-config, or #! for a script"));
     }
+    // Parsed only to refuse here what would fail unseen in the guest.
     let parsed: Value =
         serde_saphyr::from_str(own).map_err(|failure| invalid(format!("is no YAML: {failure}")))?;
-    match parsed {
-        Value::Null => Ok(cloud_config(ours)),
-        Value::Object(own) => Ok(cloud_config(merge_maps(ours, own))),
-        _ => Err(invalid("must be a mapping of keys to values")),
+    if !parsed.is_object() && !parsed.is_null() {
+        return Err(invalid("must be a mapping of keys to values"));
     }
+    Ok(mime(&[
+        ("text/cloud-config", "", own),
+        ("text/cloud-config", MERGE_HEADER, &cloud_config(ours)),
+    ]))
 }
 
 fn invalid(problem: impl Into<String>) -> Error {
@@ -59,29 +66,14 @@ fn invalid(problem: impl Into<String>) -> Error {
     }
 }
 
-fn merge_maps(mut ours: Map<String, Value>, own: Map<String, Value>) -> Map<String, Value> {
-    for (key, value) in own {
-        let merged = match (ours.remove(&key), value) {
-            (Some(Value::Object(ours)), Value::Object(own)) => Value::Object(merge_maps(ours, own)),
-            (Some(Value::Array(mut ours)), Value::Array(own)) => {
-                ours.extend(own);
-                Value::Array(ours)
-            }
-            (_, own) => own,
-        };
-        ours.insert(key, merged);
-    }
-    ours
-}
-
 /// Parts are base64, so that no content can look like the boundary.
-fn mime(parts: &[(&str, &str)]) -> String {
+fn mime(parts: &[(&str, &str, &str)]) -> String {
     const BOUNDARY: &str = "==innkeeper==";
     let mut text =
         format!("Content-Type: multipart/mixed; boundary=\"{BOUNDARY}\"\nMIME-Version: 1.0\n\n");
-    for (kind, content) in parts {
+    for (kind, header, content) in parts {
         text.push_str(&format!(
-            "--{BOUNDARY}\nContent-Type: {kind}; charset=\"utf-8\"\nMIME-Version: 1.0\nContent-Transfer-Encoding: base64\n\n"
+            "--{BOUNDARY}\nContent-Type: {kind}; charset=\"utf-8\"\nMIME-Version: 1.0\n{header}Content-Transfer-Encoding: base64\n\n"
         ));
         let encoded = base64::engine::general_purpose::STANDARD.encode(content);
         for line in encoded.as_bytes().chunks(76) {
@@ -108,14 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn own_values_win_and_lists_are_appended() {
-        let own = "#cloud-config\nhostname: b\nruncmd:\n- y\nnested: {b: 3}\nlocale: de\n";
+    fn own_text_travels_unchanged_and_ours_is_merged_into_it() {
+        let own = "#cloud-config\nhostname: b\npermissions: 0644\n";
         let text = combine(ours(), Some(own)).unwrap();
-        let parsed: Value = serde_saphyr::from_str(&text).unwrap();
-        assert_eq!(
-            parsed,
-            json!({"hostname": "b", "runcmd": [["x"], "y"], "nested": {"a": 1, "b": 3}, "locale": "de"})
-        );
+        let encoded = base64::engine::general_purpose::STANDARD.encode(own);
+        let own_at = text.find(&encoded).expect("unchanged");
+        assert!(own_at < text.find("X-Merge-Type").expect("ours comes second"));
     }
 
     #[test]

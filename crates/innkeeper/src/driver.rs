@@ -154,6 +154,8 @@ pub enum MachineEvent {
     GuestShutdown,
     /// The guest's kernel panicked, as it told the hypervisor.
     GuestPanicked,
+    /// The hypervisor stopped the CPUs because it could not go on; it still lives. Says what happened.
+    Faulted(String),
     /// The control connection is gone or does not answer, though the process lives.
     ControlLost(String),
     /// The control connection answers again.

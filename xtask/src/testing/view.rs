@@ -11,7 +11,6 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::Result;
 use clap::Args;
 
 /// What to open, and what to run there.
@@ -29,7 +28,7 @@ pub(crate) struct ViewArguments {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn enter(_arguments: &ViewArguments) -> Result<()> {
+pub(crate) fn enter(_arguments: &ViewArguments) -> anyhow::Result<()> {
     anyhow::bail!(
         "mount namespaces are there on Linux only: run the tests as a user that is not root"
     )

@@ -7,7 +7,7 @@
 use crate::log::{lock, say};
 use innkeeper_agent::message::ExitStatus;
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, WaitOptions, waitid, waitpid};
+use rustix::process::{WaitId, WaitIdOptions, WaitOptions, wait, waitid};
 use std::collections::HashMap;
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex};
@@ -22,14 +22,21 @@ pub struct Children {
 
 impl Children {
     pub fn new() -> Arc<Children> {
-        let children = Arc::new(Children { waiting: Mutex::new(HashMap::new()), started: Condvar::new() });
+        let children = Arc::new(Children {
+            waiting: Mutex::new(HashMap::new()),
+            started: Condvar::new(),
+        });
         let reaper = Arc::clone(&children);
         crate::operations::spawn("reaper", move || reaper.reap());
         children
     }
 
     /// Starts a command; `notify` is called from the reaper's thread when it has ended.
-    pub fn spawn(&self, command: &mut Command, notify: Notify) -> std::io::Result<std::process::Child> {
+    pub fn spawn(
+        &self,
+        command: &mut Command,
+        notify: Notify,
+    ) -> std::io::Result<std::process::Child> {
         let mut waiting = lock(&self.waiting);
         let child = command.spawn()?;
         waiting.insert(child.id() as i32, notify);
@@ -46,7 +53,9 @@ impl Children {
                     let waiting = lock(&self.waiting);
                     if waiting.is_empty() {
                         // A child of before may have left orphans to us as init; the timeout finds those.
-                        let _ = self.started.wait_timeout(waiting, std::time::Duration::from_secs(1));
+                        let _ = self
+                            .started
+                            .wait_timeout(waiting, std::time::Duration::from_secs(1));
                     }
                     continue;
                 }
@@ -54,7 +63,7 @@ impl Children {
             }
             let mut ended = Vec::new();
             let mut waiting = lock(&self.waiting);
-            while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+            while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
                 let status = match (status.exit_status(), status.terminating_signal()) {
                     (Some(code), _) => ExitStatus::Code(code),
                     (None, Some(signal)) => ExitStatus::Signal(signal),

@@ -1,0 +1,192 @@
+//! Properties of the multiplexer: two ends in memory, cut anywhere, with lost bytes and garbage between.
+
+use bytes::Bytes;
+use innkeeper_agent::frame::{HEADER_LEN, Header, Kind};
+use innkeeper_agent::message::{Closing, ErrorKind};
+use innkeeper_agent::mux::{Config, Event, Frame, Incoming, MAX_WINDOW, Mux, Side};
+use proptest::prelude::*;
+use std::collections::VecDeque;
+
+fn mux(side: Side, nonce: u64) -> Mux {
+    let config = Config {
+        side,
+        software: "test".to_owned(),
+        features: Vec::new(),
+        guest: None,
+        max_streams: 8,
+    };
+    let mut mux = Mux::new(config, nonce);
+    mux.connect();
+    mux
+}
+
+fn bytes_of(frame: &Frame) -> Vec<u8> {
+    [&frame.header[..], &frame.payload[..]].concat()
+}
+
+fn drain(mux: &mut Mux) -> Vec<u8> {
+    std::iter::from_fn(|| mux.next_frame())
+        .flat_map(|frame| bytes_of(&frame))
+        .collect()
+}
+
+fn events(mux: &mut Mux) -> Vec<Event> {
+    std::iter::from_fn(|| mux.next_event()).collect()
+}
+
+/// Carries bytes between the two until both are quiet.
+fn settle(host: &mut Mux, agent: &mut Mux) {
+    for _ in 0..100 {
+        let (to_agent, to_host) = (drain(host), drain(agent));
+        if to_agent.is_empty() && to_host.is_empty() {
+            return;
+        }
+        agent.receive(&to_agent);
+        host.receive(&to_host);
+    }
+    panic!("the two ends never fall quiet");
+}
+
+fn pair() -> (Mux, Mux) {
+    let (mut host, mut agent) = (mux(Side::Host, 1), mux(Side::Agent, 2));
+    settle(&mut host, &mut agent);
+    assert!(host.is_established() && agent.is_established());
+    events(&mut host);
+    events(&mut agent);
+    (host, agent)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn data_arrives_whole_however_the_pipe_is_cut(data in prop::collection::vec(any::<u8>(), 1..200_000), cuts in prop::collection::vec(1usize..9000, 1..40)) {
+        let (mut host, mut agent) = pair();
+        let stream = host.open(Bytes::from_static(b"{}")).unwrap();
+        settle(&mut host, &mut agent);
+        agent.grant(stream, 0, MAX_WINDOW).unwrap();
+        settle(&mut host, &mut agent);
+        host.data(stream, 0, Bytes::from(data.clone())).unwrap();
+        let mut wire: VecDeque<u8> = drain(&mut host).into();
+        let mut cuts = cuts.iter().cycle();
+        let mut received = Vec::new();
+        while !wire.is_empty() {
+            let count = (*cuts.next().unwrap()).min(wire.len());
+            let piece: Vec<u8> = wire.drain(..count).collect();
+            agent.receive(&piece);
+            for event in events(&mut agent) {
+                if let Event::Stream { incoming: Incoming::Data { bytes, .. }, .. } = event {
+                    received.extend_from_slice(&bytes);
+                }
+            }
+        }
+        prop_assert!(received == data);
+    }
+
+    #[test]
+    fn garbage_is_survived_and_a_new_handshake_follows(garbage in prop::collection::vec(any::<u8>(), 1..5000), lost in 0usize..400) {
+        let (mut host, mut agent) = pair();
+        let stream = host.open(Bytes::from_static(b"{}")).unwrap();
+        // The pipe loses the head of what the host wrote, and garbage stands in its place.
+        let wire = drain(&mut host);
+        agent.receive(&garbage);
+        agent.receive(&wire[lost.min(wire.len())..]);
+        settle(&mut host, &mut agent);
+        // Where the garbage was the head of a frame, the padded hello of the retry gets both back into step.
+        for _ in 0..4 {
+            host.retry_hello();
+            agent.retry_hello();
+            settle(&mut host, &mut agent);
+        }
+        if !agent.is_established() || !host.is_established() {
+            prop_assert!(false, "out of step for ever");
+        }
+        // A tail shorter than a header shows as garbage only with the next frame, which is then lost too.
+        let mut opened = false;
+        for _ in 0..3 {
+            let _ = (stream, events(&mut host), events(&mut agent));
+            let again = host.open(Bytes::from_static(b"{}")).unwrap();
+            settle(&mut host, &mut agent);
+            let told = events(&mut agent);
+            opened |= told.iter().any(|event| matches!(event, Event::Opened { stream, .. } if *stream == again));
+        }
+        prop_assert!(opened);
+    }
+
+    #[test]
+    fn a_new_peer_takes_over_from_one_that_died_in_the_middle_of_a_frame(kept in 1usize..70_000) {
+        let (mut host, mut agent) = pair();
+        let stream = host.open(Bytes::from_static(b"{}")).unwrap();
+        settle(&mut host, &mut agent);
+        agent.grant(stream, 0, MAX_WINDOW).unwrap();
+        settle(&mut host, &mut agent);
+        host.data(stream, 0, Bytes::from(vec![b'x'; 80_000])).unwrap();
+        let wire = drain(&mut host);
+        agent.receive(&wire[..kept]);
+        let mut host = mux(Side::Host, 77);
+        settle(&mut host, &mut agent);
+        for _ in 0..4 {
+            host.retry_hello();
+            settle(&mut host, &mut agent);
+        }
+        prop_assert!(host.is_established() && agent.is_established());
+        prop_assert!(events(&mut agent).contains(&Event::Lost));
+    }
+
+    #[test]
+    fn no_bytes_make_a_receiver_panic(bytes in prop::collection::vec(any::<u8>(), 0..4000)) {
+        let (_, mut agent) = pair();
+        agent.receive(&bytes);
+        let framed = Header { kind: Kind::Credit, channel: bytes.first().copied().unwrap_or(0), stream: 1, length: bytes.len() as u32 };
+        agent.receive(&framed.encode());
+        agent.receive(&bytes);
+    }
+}
+
+#[test]
+fn what_exceeds_the_credit_closes_the_stream_and_is_not_delivered() {
+    let (mut host, mut agent) = pair();
+    let stream = host.open(Bytes::from_static(b"{}")).unwrap();
+    settle(&mut host, &mut agent);
+    agent.grant(stream, 0, 10).unwrap();
+    settle(&mut host, &mut agent);
+    events(&mut agent);
+    assert!(host.data(stream, 0, Bytes::from(vec![0; 11])).is_err());
+    let forged = Header {
+        kind: Kind::Data,
+        channel: 0,
+        stream,
+        length: 11,
+    };
+    agent.receive(&[&forged.encode()[..], &[0; 11]].concat());
+    let told = events(&mut agent);
+    assert!(matches!(
+        &told[..],
+        [Event::Stream { incoming: Incoming::Closed(Closing::Failed(failure)), .. }] if failure.kind == ErrorKind::Protocol
+    ));
+}
+
+#[test]
+fn a_full_stream_does_not_starve_another() {
+    let (mut host, mut agent) = pair();
+    let (big, small) = (
+        host.open(Bytes::from_static(b"{}")).unwrap(),
+        host.open(Bytes::from_static(b"{}")).unwrap(),
+    );
+    settle(&mut host, &mut agent);
+    agent.grant(big, 0, MAX_WINDOW).unwrap();
+    agent.grant(small, 0, MAX_WINDOW).unwrap();
+    settle(&mut host, &mut agent);
+    host.data(big, 0, Bytes::from(vec![1; MAX_WINDOW as usize]))
+        .unwrap();
+    host.data(small, 0, Bytes::from_static(b"now")).unwrap();
+    let first: Vec<u32> = (0..2)
+        .map(|_| {
+            let frame = host.next_frame().unwrap();
+            Header::decode(frame.header.first_chunk::<HEADER_LEN>().unwrap())
+                .unwrap()
+                .stream
+        })
+        .collect();
+    assert!(first.contains(&small), "{first:?}");
+}

@@ -1,0 +1,140 @@
+//! What was found of QEMU on this host: binaries, machine types, firmware, virtiofsd, and how CPUs can be run.
+//!
+//! Plain values, made by `probe` and read by the pure `plan` and `check`; they serialise, so that a probe can be remembered.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{AccelChoice, Arch};
+
+/// What was found of QEMU on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct QemuHost {
+    /// Name of the host's own architecture, as [`Arch`] prints it.
+    pub host_arch: String,
+    /// The emulators, by the name of the guest architecture.
+    pub emulators: BTreeMap<String, Emulator>,
+    /// Hardware acceleration for guests of the host's architecture.
+    pub acceleration: Acceleration,
+    /// The daemon that serves shared folders.
+    pub virtiofsd: Option<Virtiofsd>,
+    /// Rate of the processor's time-stamp counter in kHz, on x86-64 where it is constant; an emulated guest's counter is the same.
+    pub tsc_khz: Option<u64>,
+    /// Directories given to QEMU as `-L`.
+    pub data_directories: Vec<PathBuf>,
+}
+
+/// One `qemu-system-ARCH`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Emulator {
+    /// The executable.
+    pub program: PathBuf,
+    /// Major, minor and micro version.
+    pub version: (u32, u32, u32),
+    /// Machine types that Innkeeper can use.
+    pub machines: Vec<MachineType>,
+    /// Whether it can confine itself by seccomp.
+    pub sandbox: bool,
+    /// UEFI firmware for it.
+    pub uefi: Option<UefiFirmware>,
+}
+
+/// A machine type of an emulator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineType {
+    /// Its name, such as `pc-q35-10.0`.
+    pub name: String,
+    /// The unversioned name that stands for it, such as `q35`.
+    pub alias: Option<String>,
+    /// The most CPUs that it takes.
+    pub cpu_max: u32,
+}
+
+/// UEFI firmware: code, and the template of a VM's own variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UefiFirmware {
+    /// The code, read-only.
+    pub code: PathBuf,
+    /// The variables' template.
+    pub variables: PathBuf,
+    /// Format of both files: `raw` or `qcow2`.
+    pub format: String,
+}
+
+/// How CPUs can be run here.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Acceleration {
+    /// `kvm` or `hvf` if a trial showed that it works and is worth it; none for emulation.
+    pub hardware: Option<String>,
+    /// Why `kvm` can't be used even when asked for; none if it starts.
+    pub kvm_refused: Option<Refusal>,
+    /// What the trial showed, in sentences.
+    pub notes: Vec<String>,
+}
+
+/// Why something can't be used, and what would fix it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Why not, in a sentence.
+    pub reason: String,
+    /// What would fix it.
+    pub fix: Option<String>,
+}
+
+/// The daemon that serves shared folders.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Virtiofsd {
+    /// The executable.
+    pub program: PathBuf,
+    /// Which of the two programs of that name it is.
+    pub dialect: VirtiofsdDialect,
+    /// `unshare`, where the daemon needs a user namespace made for it.
+    pub unshare: Option<PathBuf>,
+    /// Whether it serves a folder read-only by itself.
+    pub read_only: bool,
+}
+
+/// The two programs named virtiofsd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VirtiofsdDialect {
+    /// The C program of QEMU up to 7.2.
+    C,
+    /// The Rust program that followed it.
+    Rust,
+}
+
+impl QemuHost {
+    /// Returns the emulator for an architecture.
+    pub fn emulator(&self, arch: Arch) -> Option<&Emulator> {
+        self.emulators.get(&arch.to_string())
+    }
+
+    /// Resolves the way of running CPUs for a guest: `kvm`, `hvf` or `tcg`.
+    pub fn accelerator(&self, asked: AccelChoice, arch: Arch) -> &str {
+        match asked {
+            AccelChoice::Kvm => "kvm",
+            AccelChoice::Hvf => "hvf",
+            AccelChoice::Tcg => "tcg",
+            AccelChoice::Auto if arch.to_string() == self.host_arch => {
+                self.acceleration.hardware.as_deref().unwrap_or("tcg")
+            }
+            AccelChoice::Auto => "tcg",
+        }
+    }
+}
+
+impl Emulator {
+    /// Finds a machine type by its name or alias.
+    pub fn machine(&self, name: &str) -> Option<&MachineType> {
+        self.machines
+            .iter()
+            .find(|machine| machine.name == name || machine.alias.as_deref() == Some(name))
+    }
+
+    /// Returns whether this is at least a version.
+    pub fn at_least(&self, major: u32, minor: u32) -> bool {
+        (self.version.0, self.version.1) >= (major, minor)
+    }
+}

@@ -1,0 +1,402 @@
+//! Carries out a plan: checks, locks, binds, spawns, and waits for QEMU's answer. Everything is undone when it fails or is dropped.
+//!
+//! ```text
+//!  files there? ─► lock ─► ports free? ─► sidecars ─► sockets listen ─► spawn ─► connect ─► greeting ─► status
+//!                   │                                                     │
+//!                   └─ held by another: Conflict                          └─ ended early: the log's last lines
+//! ```
+//!
+//! The sockets listen before QEMU exists, so connecting never has to be tried again.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use innkeeper_api::ErrorKind;
+use rustix::fs::{FlockOperation, flock};
+use serde_json::json;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use super::plan::{Descriptor, DescriptorRole, Plan};
+use super::process::ProcessIdentity;
+use super::qmp::{Qmp, QmpError, QmpEvent};
+use super::record::{Record, log_tail};
+use crate::driver::{BootConfig, MachineConfig};
+use crate::error::{Error, Result};
+use crate::spec::Protocol;
+
+/// How long QEMU may take until its first answer; on a busy host loading a kernel image takes seconds.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a child that closed its monitor may take to end.
+const END_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What a launch leaves behind for the machine to supervise.
+pub(super) struct Launched {
+    pub(super) child: Child,
+    pub(super) sidecars: Vec<Child>,
+    pub(super) qmp: Qmp,
+    pub(super) events: mpsc::UnboundedReceiver<QmpEvent>,
+    pub(super) status: String,
+    pub(super) record: Record,
+    /// Length of the log before this launch, in bytes.
+    pub(super) log_start: u64,
+}
+
+/// Kills what was started and removes what was made, unless disarmed.
+#[derive(Default)]
+struct Undo {
+    children: Vec<Child>,
+    sockets: Vec<PathBuf>,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // Fails only if it has ended. The runtime reaps children that were dropped.
+            let _ = child.start_kill();
+        }
+        for socket in &self.sockets {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+/// Starts what the plan says.
+pub(super) async fn launch(plan: &Plan, config: &MachineConfig, boot_id: &str) -> Result<Launched> {
+    require_files(config)?;
+    let lock = take_lock(&config.paths.vmm_lock, &config.name)?;
+    require_free_ports(config)?;
+    if let Some((template, variables)) = &plan.variables {
+        make_variables(template, variables)?;
+    }
+    let log = open_log(&config.paths.vmm_log)?;
+    let log_start = log
+        .metadata()
+        .map_err(|error| {
+            Error::io(
+                format!("can't read {}", config.paths.vmm_log.display()),
+                error,
+            )
+        })?
+        .len();
+
+    let mut undo = Undo::default();
+    for sidecar in &plan.sidecars {
+        let child = spawn(
+            &sidecar.program,
+            &sidecar.arguments,
+            &sidecar.descriptors,
+            None,
+            &log,
+            &mut undo,
+        )?;
+        undo.children.push(child);
+    }
+    let child = spawn(
+        &plan.program,
+        &plan.arguments,
+        &plan.descriptors,
+        Some(lock),
+        &log,
+        &mut undo,
+    )?;
+    // Last, so that it is the one taken out below; dropped in the middle, all of them are killed.
+    undo.children.push(child);
+    let Some(child) = undo.children.last_mut() else {
+        return Err(Error::new(ErrorKind::Failure, "QEMU was not started"));
+    };
+
+    let answer = tokio::select! {
+        answer = first_answer(&plan.monitor) => answer,
+        status = child.wait() => return Err(ended_early(config, log_start, status.ok())),
+    };
+    let (qmp, events, status) = match answer {
+        Ok(answer) => answer,
+        Err(error) => {
+            // A monitor that closes usually means a child that is ending; its log says more than the connection.
+            let ended = tokio::time::timeout(END_DEADLINE, child.wait()).await;
+            return Err(match ended {
+                Ok(status) => ended_early(config, log_start, status.ok()),
+                Err(_) => qmp_error(error, format!("QEMU of VM {} does not answer", config.name)),
+            });
+        }
+    };
+
+    let identity = |child: &Child, lock: Option<&Path>| {
+        let pid = child.id().unwrap_or_default();
+        ProcessIdentity::of(pid, lock).map_err(|error| {
+            Error::io(
+                format!("process {pid} of VM {} is gone", config.name),
+                error,
+            )
+        })
+    };
+    let process = identity(child, Some(&config.paths.vmm_lock))?;
+    let mut sidecars = Vec::new();
+    for sidecar in undo.children.iter().take(plan.sidecars.len()) {
+        sidecars.push(identity(sidecar, None)?);
+    }
+    let (major, minor, micro) = qmp.version().unwrap_or_default();
+    let record = Record {
+        boot_id: boot_id.to_owned(),
+        process,
+        sidecars,
+        version: format!("{major}.{minor}.{micro}"),
+        accelerator: plan.accelerator.clone(),
+        power_button: plan.power_button,
+        monitor: plan.monitor.clone(),
+        agent: plan.agent.clone(),
+        sockets: std::mem::take(&mut undo.sockets),
+        log: config.paths.vmm_log.clone(),
+    };
+    let mut children = std::mem::take(&mut undo.children);
+    let Some(child) = children.pop() else {
+        return Err(Error::new(ErrorKind::Failure, "QEMU was not started"));
+    };
+    Ok(Launched {
+        child,
+        sidecars: children,
+        qmp,
+        events,
+        status,
+        record,
+        log_start,
+    })
+}
+
+/// Connects to a monitor and asks for the machine's status.
+pub(super) async fn first_answer(
+    monitor: &Path,
+) -> Result<(Qmp, mpsc::UnboundedReceiver<QmpEvent>, String), QmpError> {
+    let (qmp, events) = Qmp::connect(monitor, ANSWER_DEADLINE).await?;
+    let status = query_status(&qmp).await?;
+    Ok((qmp, events, status))
+}
+
+/// Asks for the machine's status, as one word of QEMU's `RunState`.
+pub(super) async fn query_status(qmp: &Qmp) -> Result<String, QmpError> {
+    let reply = qmp
+        .execute("query-status", json!({}), ANSWER_DEADLINE)
+        .await?;
+    match reply["status"].as_str() {
+        Some(status) => Ok(status.to_owned()),
+        None => Err(QmpError::Protocol("query-status without a status")),
+    }
+}
+
+/// Makes an error of the library from one of the monitor.
+pub(super) fn qmp_error(error: QmpError, message: impl Into<String>) -> Error {
+    Error::new(error.kind(), message).with_source(error)
+}
+
+fn ended_early(config: &MachineConfig, log_start: u64, status: Option<ExitStatus>) -> Error {
+    let how = status.map_or_else(|| "unknown status".to_owned(), |status| status.to_string());
+    let tail = log_tail(&config.paths.vmm_log, log_start);
+    let said = if tail.is_empty() {
+        "it wrote nothing to its log".to_owned()
+    } else {
+        format!("its log ends with: {tail}")
+    };
+    Error::new(
+        ErrorKind::Failure,
+        format!(
+            "QEMU of VM {} ended before it answered ({how}); {said}",
+            config.name
+        ),
+    )
+}
+
+fn require_files(config: &MachineConfig) -> Result<()> {
+    let mut files: Vec<(&str, &Path)> = Vec::new();
+    if let BootConfig::Direct { kernel, initrd, .. } = &config.boot {
+        files.push(("kernel", kernel));
+        files.extend(initrd.as_deref().map(|initrd| ("initrd", initrd)));
+    }
+    files.extend(
+        config
+            .disks
+            .iter()
+            .map(|disk| ("disk", disk.path.as_path())),
+    );
+    for (what, path) in files {
+        File::open(path).map_err(|error| {
+            Error::io(
+                format!(
+                    "the {what} {} of VM {} can't be opened",
+                    path.display(),
+                    config.name
+                ),
+                error,
+            )
+        })?;
+    }
+    for share in &config.shares {
+        std::fs::read_dir(&share.host).map_err(|error| {
+            Error::io(
+                format!(
+                    "the shared folder {} of VM {} can't be opened",
+                    share.host.display(),
+                    config.name
+                ),
+                error,
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn take_lock(path: &Path, name: &str) -> Result<File> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|error| Error::io(format!("can't open the lock {}", path.display()), error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::new(
+            ErrorKind::Conflict,
+            format!("a hypervisor of VM {name} is still running"),
+        )),
+        Err(error) => Err(Error::io(
+            format!("can't lock {}", path.display()),
+            error.into(),
+        )),
+    }
+}
+
+/// Binds every forwarded port once, so that one in use is told by its number rather than by a log.
+fn require_free_ports(config: &MachineConfig) -> Result<()> {
+    for forward in config.nics.iter().flat_map(|nic| &nic.forwards) {
+        let address = (forward.host_address, forward.host_port);
+        let bound = match forward.protocol {
+            Protocol::Tcp => TcpListener::bind(address).map(drop),
+            Protocol::Udp => UdpSocket::bind(address).map(drop),
+        };
+        bound.map_err(|error| port_error(forward.host_address, forward.host_port, error))?;
+    }
+    Ok(())
+}
+
+fn port_error(address: IpAddr, port: u16, error: io::Error) -> Error {
+    let socket = std::net::SocketAddr::new(address, port);
+    match error.kind() {
+        io::ErrorKind::AddrInUse => Error::new(
+            ErrorKind::Conflict,
+            format!("port {socket} of this host is in use by another program"),
+        )
+        .with_hint("forward another host port, or end the program that has this one"),
+        io::ErrorKind::PermissionDenied => Error::new(
+            ErrorKind::NotPermitted,
+            format!("port {socket} of this host may only be opened by root"),
+        )
+        .with_hint("forward a host port of 1024 or more"),
+        _ => Error::io(
+            format!("port {socket} of this host can't be forwarded"),
+            error,
+        ),
+    }
+}
+
+/// Copies the template of UEFI variables, whole or not at all.
+fn make_variables(template: &Path, variables: &Path) -> Result<()> {
+    if variables.exists() {
+        return Ok(());
+    }
+    let partial = variables.with_extension("partial");
+    let copy = || -> io::Result<()> {
+        std::fs::copy(template, &partial)?;
+        let file = OpenOptions::new().write(true).open(&partial)?;
+        // A template belongs to the system and may be read-only; the copy is the VM's own.
+        rustix::fs::fchmod(&file, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, variables)
+    };
+    copy().map_err(|error| {
+        let _ = std::fs::remove_file(&partial);
+        Error::io(
+            format!(
+                "can't make the UEFI variables {} from {}",
+                variables.display(),
+                template.display()
+            ),
+            error,
+        )
+    })
+}
+
+fn open_log(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(|error| Error::io(format!("can't open the log {}", path.display()), error))
+}
+
+fn spawn(
+    program: &Path,
+    arguments: &[String],
+    descriptors: &[Descriptor],
+    mut lock: Option<File>,
+    log: &File,
+    undo: &mut Undo,
+) -> Result<Child> {
+    let cannot = |error: io::Error| Error::io(format!("can't start {}", program.display()), error);
+    let mut mappings = Vec::new();
+    for descriptor in descriptors {
+        let parent: OwnedFd = match &descriptor.role {
+            DescriptorRole::Listener(path) => listen(path, undo)?.into(),
+            DescriptorRole::Lock(_) => match lock.take() {
+                Some(lock) => lock.into(),
+                None => {
+                    return Err(Error::new(
+                        ErrorKind::Failure,
+                        "the plan hands over a lock that was not taken",
+                    ));
+                }
+            },
+        };
+        mappings.push(FdMapping {
+            parent_fd: parent,
+            child_fd: descriptor.number,
+        });
+    }
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(log.try_clone().map_err(cannot)?))
+        .stderr(Stdio::from(log.try_clone().map_err(cannot)?))
+        // A group of its own: Ctrl-C at our terminal is not meant for the VM.
+        .process_group(0);
+    command.fd_mappings(mappings).map_err(|error| {
+        Error::new(ErrorKind::Failure, "the plan uses a descriptor twice").with_source(error)
+    })?;
+    // The command owns our ends of the descriptors and closes them when it is dropped here.
+    command.spawn().map_err(cannot)
+}
+
+fn listen(path: &Path, undo: &mut Undo) -> Result<UnixListener> {
+    let cannot = |error| {
+        Error::io(
+            format!("can't listen on the socket {}", path.display()),
+            error,
+        )
+    };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(cannot)?;
+    undo.sockets.push(path.to_owned());
+    Ok(listener)
+}
