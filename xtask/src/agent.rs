@@ -27,6 +27,12 @@ struct AgentTarget {
     machine: u16,
 }
 
+impl AgentTarget {
+    fn is_native(&self) -> bool {
+        cfg!(target_os = "linux") && self.triple.split('-').next() == Some(std::env::consts::ARCH)
+    }
+}
+
 const TARGETS: &[AgentTarget] = &[
     AgentTarget {
         arch: "x86_64",
@@ -45,19 +51,31 @@ const TARGETS: &[AgentTarget] = &[
 ];
 
 /// What came of one architecture.
-pub(crate) enum Outcome {
+enum Outcome {
     /// The file stands there.
     Built(PathBuf),
     /// It could not be made here; the text says what lacks.
     Lacking(String),
 }
 
-/// Builds every agent that this host can; gives the directory of them.
-pub(crate) fn build_all() -> Result<PathBuf> {
+/// For which architectures agents are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Architectures {
+    /// This host's own.
+    Native,
+    /// Every one that a compiler and linker are at hand for.
+    All,
+}
+
+/// Builds the agents; gives the directory of them.
+pub(crate) fn build(wanted: Architectures) -> Result<PathBuf> {
     let directory = workspace::libexec_directory()?;
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     for target in TARGETS {
-        match build(target, &directory)? {
+        if wanted == Architectures::Native && !target.is_native() {
+            continue;
+        }
+        match build_one(target, &directory)? {
             Outcome::Built(path) => say(&format!("agent for {}: {}", target.arch, path.display())),
             Outcome::Lacking(what) => say(&format!("SKIPPED: agent for {}: {what}", target.arch)),
         }
@@ -65,11 +83,9 @@ pub(crate) fn build_all() -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn build(target: &AgentTarget, directory: &Path) -> Result<Outcome> {
-    let native = std::env::consts::ARCH == target.triple.split('-').next().unwrap_or_default()
-        && cfg!(target_os = "linux");
+fn build_one(target: &AgentTarget, directory: &Path) -> Result<Outcome> {
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    if !native {
+    if !target.is_native() {
         if find_program(target.linker).is_none() {
             return Ok(Outcome::Lacking(format!(
                 "no linker: install {}",
@@ -105,6 +121,10 @@ fn build(target: &AgentTarget, directory: &Path) -> Result<Outcome> {
     command
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env_remove("RUSTFLAGS");
+    if !target.is_native() {
+        // A std that was not made by rustup's people carries no bitcode to optimise across.
+        command.env("CARGO_PROFILE_AGENT_LTO", "off");
+    }
     say(&format!(
         "building the static guest agent for {}",
         target.arch

@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &DemoArguments) -> Result<()> {
         "--package",
         "inn",
     ]))?;
-    agent::build_all()?;
+    agent::build(agent::Architectures::Native)?;
     let inn = workspace::target_directory()?.join("release").join("inn");
     match state_of(&inn, &arguments.name)?.as_deref() {
         None => process::run(Command::new(&inn).args([

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use cargo_metadata::Metadata;
 use serde::Deserialize;
 
+use crate::process::say;
 use crate::workspace;
 
 /// Licences that everything in the product may have. Adding one is a decision: say why beside it.
@@ -39,8 +40,8 @@ const ALLOWED_EXCEPTIONS: &[&str] = &["LLVM-exception"];
 /// The only registry that the lock file may name.
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-/// Checks all dependencies of the workspace and the lock file; gives the number of crates.
-pub(crate) fn check() -> Result<usize> {
+/// Checks all dependencies of the workspace and the lock file.
+pub(crate) fn run() -> Result<()> {
     let metadata = workspace::metadata()?;
     let refused = refused(&metadata);
     ensure!(
@@ -56,7 +57,11 @@ pub(crate) fn check() -> Result<usize> {
         "Cargo.lock has sources other than crates.io:\n  {}",
         strangers.join("\n  ")
     );
-    Ok(metadata.packages.len())
+    say(&format!(
+        "licences of {} crates are allowed",
+        metadata.packages.len()
+    ));
+    Ok(())
 }
 
 fn refused(metadata: &Metadata) -> Vec<String> {

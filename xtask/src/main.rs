@@ -15,6 +15,8 @@ mod testing;
 mod tidy;
 mod workspace;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -37,6 +39,8 @@ enum Task {
     Check,
     /// The house rules alone.
     Tidy,
+    /// The licences and sources of all dependencies alone.
+    Licences,
     /// Benchmarks as interleaved pairs.
     Bench(bench::BenchArguments),
     /// Builds the static guest agents into target/libexec/innkeeper.
@@ -49,14 +53,25 @@ enum Task {
     InView(testing::ViewArguments),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => testing::run(&arguments),
         Task::Check => check::run(),
         Task::Tidy => tidy::run(),
+        Task::Licences => licences::run(),
         Task::Bench(arguments) => bench::run(&arguments),
-        Task::Agent => agent::build_all().map(|_| ()),
+        Task::Agent => agent::build(agent::Architectures::All).map(|_| ()),
         Task::RunTestPlan(arguments) => testing::run_plan(&arguments),
         Task::InView(arguments) => testing::enter_view(&arguments),
     }

@@ -11,7 +11,7 @@ use std::io::Write;
 use clap::error::{ContextKind, ContextValue, ErrorKind as ClapKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use innkeeper::api::ErrorKind;
-use innkeeper::{Error, host::Host};
+use innkeeper::{Error, Host};
 
 use crate::command::*;
 use crate::failure::{self, Result};
@@ -31,10 +31,21 @@ exec, shell and run -- CMD give the guest command's own code; 125 is a failure o
 /// Virtual machines on your own computer
 #[derive(Debug, Parser)]
 #[command(name = "inn", version, after_help = AFTER_HELP, max_term_width = 110)]
-#[command(propagate_version = false, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    propagate_version = false,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     /// Form of the data on standard output; with json, errors are a line of JSON on standard error
-    #[arg(short, long, global = true, value_enum, value_name = "FORM", default_value_t)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORM",
+        default_value_t
+    )]
     output: Format,
 
     /// Say only what was asked for: names instead of tables, no notes, no progress
@@ -48,6 +59,15 @@ pub(crate) struct Cli {
 /// What can be done. A variant is a file in `command/`.
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Host(Box<HostCommand>),
+    #[command(flatten)]
+    Plain(PlainCommand),
+}
+
+/// What needs a host and a runtime.
+#[derive(Debug, Subcommand)]
+enum HostCommand {
     #[command(visible_alias = "launch")]
     Run(run::Args),
     Create(create::Args),
@@ -60,6 +80,9 @@ enum Command {
     #[command(visible_alias = "inspect")]
     Info(info::Args),
     Stats(stats::Args),
+    Shell(shell::Args),
+    Exec(exec::Args),
+    Cp(cp::Args),
     Ssh(ssh::Args),
     SshConfig(ssh_config::Args),
     Logs(logs::Args),
@@ -79,10 +102,15 @@ enum Command {
     #[command(subcommand)]
     Disk(disk::Disk),
     Doctor(doctor::Args),
+    Keeper(keeper::Args),
+}
+
+/// What needs neither.
+#[derive(Debug, Subcommand)]
+enum PlainCommand {
     Schema(schema::Args),
     Completion(completion::Args),
     Man(man::Args),
-    Keeper(keeper::Args),
 }
 
 /// Reads the arguments, does what they ask, and returns the exit code.
@@ -100,54 +128,53 @@ pub(crate) fn main(arguments: Vec<OsString>) -> u8 {
 
 fn dispatch(command: Command, output: &Output) -> Result<u8> {
     match command {
-        Command::Schema(args) => args.run(output),
-        Command::Completion(args) => args.run(output),
-        Command::Man(args) => args.run(output),
-        Command::Logs(args) => args.run(&open_host()?, output),
-        Command::Keeper(args) => args.run(open_host()?),
-        other => {
+        Command::Host(command) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(|source| Error::io("starting the runtime", source))?;
-            let code = runtime.block_on(with_host(other, &open_host()?, output));
+            let host = open_host()?;
+            let code = runtime.block_on(with_host(*command, &host, output));
             // A thread that still reads standard input (a session that ended first) must not hold up the end.
             runtime.shutdown_background();
             code
         }
+        Command::Plain(PlainCommand::Schema(args)) => args.run(output),
+        Command::Plain(PlainCommand::Completion(args)) => args.run(output),
+        Command::Plain(PlainCommand::Man(args)) => args.run(output),
     }
 }
 
-async fn with_host(command: Command, host: &Host, output: &Output) -> Result<u8> {
+async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result<u8> {
     match command {
-        Command::Run(args) => args.run(host, output).await,
-        Command::Create(args) => args.run(host, output).await,
-        Command::Start(args) => args.run(host, output).await,
-        Command::Stop(args) => args.run(host, output).await,
-        Command::Kill(args) => args.run(host, output).await,
-        Command::Restart(args) => args.run(host, output).await,
-        Command::Ls(args) => args.run(host, output).await,
-        Command::Info(args) => args.run(host, output).await,
-        Command::Stats(args) => args.run(host, output).await,
-        Command::Ssh(args) => args.run(host, output).await,
-        Command::SshConfig(args) => args.run(host, output).await,
-        Command::Edit(args) => args.run(host, output).await,
-        Command::Set(args) => args.run(host, output).await,
-        Command::Rename(args) => args.run(host, output).await,
-        Command::Protect(args) => args.run(host, output).await,
-        Command::Rm(args) => args.run(host, output).await,
-        Command::Wait(args) => args.run(host, output).await,
-        Command::Events(args) => args.run(host, output).await,
-        Command::Explain(args) => args.run(host, output).await,
-        Command::Drivers(args) => args.run(host, output).await,
-        Command::Image(image) => image.run(host, output).await,
-        Command::Disk(disk) => disk.run(host, output).await,
-        Command::Doctor(args) => args.run(host, output).await,
-        Command::Schema(_)
-        | Command::Completion(_)
-        | Command::Man(_)
-        | Command::Logs(_)
-        | Command::Keeper(_) => unreachable!("done without a runtime"),
+        HostCommand::Run(args) => args.run(host, output).await,
+        HostCommand::Create(args) => args.run(host, output).await,
+        HostCommand::Start(args) => args.run(host, output).await,
+        HostCommand::Stop(args) => args.run(host, output).await,
+        HostCommand::Kill(args) => args.run(host, output).await,
+        HostCommand::Restart(args) => args.run(host, output).await,
+        HostCommand::Ls(args) => args.run(host, output).await,
+        HostCommand::Info(args) => args.run(host, output).await,
+        HostCommand::Stats(args) => args.run(host, output).await,
+        HostCommand::Shell(args) => args.run(host, output).await,
+        HostCommand::Exec(args) => args.run(host, output).await,
+        HostCommand::Cp(args) => args.run(host, output).await,
+        HostCommand::Ssh(args) => args.run(host, output).await,
+        HostCommand::SshConfig(args) => args.run(host, output).await,
+        HostCommand::Logs(args) => args.run(host, output).await,
+        HostCommand::Edit(args) => args.run(host, output).await,
+        HostCommand::Set(args) => args.run(host, output).await,
+        HostCommand::Rename(args) => args.run(host, output).await,
+        HostCommand::Protect(args) => args.run(host, output).await,
+        HostCommand::Rm(args) => args.run(host, output).await,
+        HostCommand::Wait(args) => args.run(host, output).await,
+        HostCommand::Events(args) => args.run(host, output).await,
+        HostCommand::Explain(args) => args.run(host, output).await,
+        HostCommand::Drivers(args) => args.run(host, output).await,
+        HostCommand::Image(image) => image.run(host, output).await,
+        HostCommand::Disk(disk) => disk.run(host, output).await,
+        HostCommand::Doctor(args) => args.run(host, output).await,
+        HostCommand::Keeper(args) => args.run(host, output).await,
     }
 }
 
@@ -192,12 +219,11 @@ fn tell_usage(mut error: clap::Error, json: bool) -> u8 {
 
 /// Returns whether arguments that could not be read asked for JSON.
 fn asks_for_json(arguments: &[OsString]) -> bool {
-    arguments
-        .iter()
-        .any(|argument| argument == "-ojson" || argument == "-o=json" || argument == "--output=json")
-        || arguments
-            .windows(2)
-            .any(|pair| (pair[0] == "-o" || pair[0] == "--output") && pair[1] == "json")
+    arguments.iter().any(|argument| {
+        argument == "-ojson" || argument == "-o=json" || argument == "--output=json"
+    }) || arguments
+        .windows(2)
+        .any(|pair| (pair[0] == "-o" || pair[0] == "--output") && pair[1] == "json")
 }
 
 /// Returns the whole command line, for the reference, the man pages and the completions.
@@ -226,7 +252,10 @@ mod tests {
                     let after = sub.get_after_help().map(ToString::to_string);
                     let after = after.unwrap_or_default();
                     assert!(after.starts_with("Examples:\n"), "{path} has no examples");
-                    assert!(after.contains(&format!("\n  {}", path.trim())), "{path}: {after}");
+                    assert!(
+                        after.contains(&format!("\n  {}", path.trim())),
+                        "{path}: {after}"
+                    );
                 }
             }
         }
@@ -245,7 +274,10 @@ mod tests {
                     if let Some(line) = line.strip_prefix("  inn ") {
                         let line = line.split("  ").next().unwrap_or_default();
                         let line = line.split(" > ").next().unwrap_or_default();
-                        found.push(format!("inn {}", line.split(" | ").next().unwrap_or_default()));
+                        found.push(format!(
+                            "inn {}",
+                            line.split(" | ").next().unwrap_or_default()
+                        ));
                     }
                 }
             }

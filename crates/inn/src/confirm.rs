@@ -21,7 +21,11 @@ pub(crate) fn confirm(question: &str, yes: bool) -> Result<()> {
     if ask(question, Answer::No)? {
         Ok(())
     } else {
-        Err(Error::new(ErrorKind::Interrupted, "nothing was changed, as you answered").into())
+        Err(Error::new(
+            ErrorKind::Interrupted,
+            "nothing was changed, as you answered",
+        )
+        .into())
     }
 }
 

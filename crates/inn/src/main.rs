@@ -7,16 +7,17 @@
 mod cli;
 mod command;
 mod confirm;
-mod duration;
 mod environment;
 mod failure;
 mod many;
 mod output;
 mod reference;
 mod reporter;
+mod session;
 mod spec_flags;
 mod suggest;
 mod table;
+mod terminal;
 mod terminal_text;
 mod units;
 

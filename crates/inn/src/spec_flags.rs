@@ -4,7 +4,6 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use innkeeper::Error;
 use innkeeper::api::ErrorKind;
@@ -66,7 +65,7 @@ pub(crate) struct SpecFlags {
     labels: Vec<(String, String)>,
 
     /// When it counts as ready: agent, cloud-init, ssh, serial:TEXT or none
-    #[arg(long, value_name = "WHEN", value_parser = ready, help_heading = "Spec")]
+    #[arg(long, value_name = "WHEN", help_heading = "Spec")]
     ready: Option<ReadyWhen>,
 }
 
@@ -88,6 +87,28 @@ impl SpecFlags {
         }
         self.change(&mut spec)?;
         Ok(spec)
+    }
+
+    /// Returns the image's word if it is all that was given: it may be a VM's name then.
+    pub(crate) fn only_a_name(&self) -> Option<&str> {
+        let SpecFlags {
+            image: Some(image),
+            file: None,
+            cpus: None,
+            memory: None,
+            disk_size: None,
+            driver: None,
+            arch: None,
+            machine: None,
+            ready: None,
+            ..
+        } = self
+        else {
+            return None;
+        };
+        let lists_are_empty =
+            self.shares.is_empty() && self.forwards.is_empty() && self.labels.is_empty();
+        lists_are_empty.then_some(image)
     }
 
     fn change(&self, spec: &mut VmSpec) -> Result<()> {
@@ -146,13 +167,6 @@ fn set_root_size(spec: &mut VmSpec, size: Bytes) {
     }
 }
 
-/// Returns how long a VM may take to become ready, as its spec says; none if the spec can't be read now.
-pub(crate) fn ready_timeout(text: &str) -> Option<Duration> {
-    spec::read(text, "vm.yaml")
-        .ok()
-        .map(|spec| spec.ready_timeout)
-}
-
 /// Reads a spec from a file, or from standard input for `-`.
 fn read_file(path: &Path) -> Result<VmSpec> {
     let is_stdin = path.as_os_str() == "-";
@@ -195,7 +209,7 @@ pub(crate) fn size(text: &str) -> Result<Bytes, String> {
 
 /// Reads an architecture.
 pub(crate) fn arch(text: &str) -> Result<Arch, String> {
-    text.parse()
+    text.parse().map_err(|error| format!("{error}"))
 }
 
 fn forward(text: &str) -> Result<ForwardSpec, String> {
@@ -221,19 +235,6 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn ready(text: &str) -> Result<ReadyWhen, String> {
-    match text {
-        "agent" => Ok(ReadyWhen::Agent),
-        "cloud-init" => Ok(ReadyWhen::CloudInit),
-        "ssh" => Ok(ReadyWhen::Ssh),
-        "none" => Ok(ReadyWhen::None),
-        _ => match text.strip_prefix("serial:") {
-            Some(marker) if !marker.is_empty() => Ok(ReadyWhen::Serial(marker.to_owned())),
-            _ => Err("write agent, cloud-init, ssh, serial:TEXT or none".to_owned()),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,9 +255,27 @@ mod tests {
     #[test]
     fn flags_make_a_spec() {
         let spec = spec(&[
-            "debian:12", "--cpus", "4", "-m", "2GiB", "--disk-size", "20GiB", "-v", "/src:/work:ro",
-            "-p", "8080:80", "--driver", "qemu", "--machine", "microvm", "--arch", "aarch64",
-            "--label", "env=dev", "--ready", "serial:login:",
+            "debian:12",
+            "--cpus",
+            "4",
+            "-m",
+            "2GiB",
+            "--disk-size",
+            "20GiB",
+            "-v",
+            "/src:/work:ro",
+            "-p",
+            "8080:80",
+            "--driver",
+            "qemu",
+            "--machine",
+            "microvm",
+            "--arch",
+            "aarch64",
+            "--label",
+            "env=dev",
+            "--ready",
+            "serial:login:",
         ])
         .unwrap();
         insta::assert_debug_snapshot!(spec);

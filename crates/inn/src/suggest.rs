@@ -2,12 +2,21 @@
 
 /// Words of peers, and what is said to them here.
 const PEERS_WORDS: &[(&str, &str)] = &[
-    ("attach", "inn shell NAME, or inn logs NAME -f for its console"),
+    (
+        "attach",
+        "inn shell NAME, or inn logs NAME -f for its console",
+    ),
     ("boot", "inn start NAME"),
-    ("clone", "inn create IMAGE --name NAME; a VM's disk copies no bytes of its image"),
+    (
+        "clone",
+        "inn create IMAGE --name NAME; a VM's disk copies no bytes of its image",
+    ),
     ("connect", "inn shell NAME"),
     ("console", "inn logs NAME -f, or inn shell NAME"),
-    ("destroy", "inn rm NAME to remove it, inn kill NAME to pull its plug"),
+    (
+        "destroy",
+        "inn rm NAME to remove it, inn kill NAME to pull its plug",
+    ),
     ("down", "inn stop NAME"),
     ("enter", "inn shell NAME"),
     ("halt", "inn stop NAME"),
@@ -24,7 +33,10 @@ const PEERS_WORDS: &[(&str, &str)] = &[
     ("show", "inn info NAME"),
     ("shutdown", "inn stop NAME"),
     ("status", "inn ls, or inn info NAME"),
-    ("terminate", "inn rm NAME to remove it, inn kill NAME to pull its plug"),
+    (
+        "terminate",
+        "inn rm NAME to remove it, inn kill NAME to pull its plug",
+    ),
     ("top", "inn stats -f"),
     ("transfer", "inn cp FROM TO"),
     ("undefine", "inn rm NAME"),

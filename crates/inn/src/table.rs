@@ -4,13 +4,16 @@
 
 use crate::terminal_text;
 
+/// Gives the escape sequence that colours a cell of this text.
+pub(crate) type Colour = fn(&str) -> &'static str;
+
 /// Rows of cells under headings. Numbers may be aligned to the right.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     headings: Vec<&'static str>,
     right: Vec<bool>,
     rows: Vec<Vec<String>>,
-    painted: Option<(usize, fn(&str) -> &'static str)>,
+    painted: Option<(usize, Colour)>,
 }
 
 impl Table {
@@ -25,7 +28,7 @@ impl Table {
     }
 
     /// Paints a column's cells in the colours (escape sequences) that `colour` gives their text.
-    pub(crate) fn paint(&mut self, column: usize, colour: fn(&str) -> &'static str) {
+    pub(crate) fn paint(&mut self, column: usize, colour: Colour) {
         self.painted = Some((column, colour));
     }
 
@@ -151,9 +154,6 @@ mod tests {
         let mut block = Block::default();
         block.line("name", "web").optional("none", None);
         block.lines("forwards", ["a".to_owned(), "b".to_owned()]);
-        assert_eq!(
-            block.render(),
-            "name:     web\nforwards: a\n          b\n"
-        );
+        assert_eq!(block.render(), "name:     web\nforwards: a\n          b\n");
     }
 }

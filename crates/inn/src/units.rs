@@ -11,7 +11,11 @@ pub(crate) fn size(bytes: u64) -> String {
         unit += 1;
     }
     let text = format!("{value:.1}");
-    format!("{}{}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
+    format!(
+        "{}{}",
+        text.strip_suffix(".0").unwrap_or(&text),
+        UNITS[unit]
+    )
 }
 
 /// Writes seconds as the two largest units: `12s`, `3m 5s`, `2h 10m`, `4d 1h`.

@@ -132,7 +132,12 @@ impl Header {
         let Some(kind) = Kind::from_code(bytes[4]) else {
             return Err(HeaderError::UnknownKind { length });
         };
-        Ok(Header { kind, channel: bytes[5], stream, length })
+        Ok(Header {
+            kind,
+            channel: bytes[5],
+            stream,
+            length,
+        })
     }
 }
 
@@ -154,19 +159,33 @@ mod tests {
 
     #[test]
     fn a_header_survives_the_round_trip_and_any_flipped_bit_is_found() {
-        let header = Header { kind: Kind::Data, channel: 2, stream: 0x0102_0304, length: 65_536 };
+        let header = Header {
+            kind: Kind::Data,
+            channel: 2,
+            stream: 0x0102_0304,
+            length: 65_536,
+        };
         let bytes = header.encode();
         assert_eq!(Header::decode(&bytes), Ok(header));
         for bit in 0..HEADER_LEN * 8 {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Header::decode(&flipped), Err(HeaderError::Garbage), "bit {bit}");
+            assert_eq!(
+                Header::decode(&flipped),
+                Err(HeaderError::Garbage),
+                "bit {bit}"
+            );
         }
     }
 
     #[test]
     fn a_length_beyond_the_limit_is_garbage() {
-        let header = Header { kind: Kind::Data, channel: 0, stream: 1, length: MAX_PAYLOAD as u32 + 1 };
+        let header = Header {
+            kind: Kind::Data,
+            channel: 0,
+            stream: 1,
+            length: MAX_PAYLOAD as u32 + 1,
+        };
         assert_eq!(Header::decode(&header.encode()), Err(HeaderError::Garbage));
     }
 }

@@ -21,8 +21,18 @@ use std::collections::BTreeMap;
 pub const VERSION: Version = Version { major: 1, minor: 0 };
 /// Features of this implementation, named in the hello.
 pub const FEATURES: &[&str] = &[
-    "exec", "attach", "copy", "metrics", "addresses", "shutdown", "set-time", "mount", "hostname", "cloud-init",
-    "read-log", "ssh-host-keys",
+    "exec",
+    "attach",
+    "copy",
+    "metrics",
+    "addresses",
+    "shutdown",
+    "set-time",
+    "mount",
+    "hostname",
+    "cloud-init",
+    "read-log",
+    "ssh-host-keys",
 ];
 
 /// A protocol version.
@@ -459,7 +469,10 @@ pub struct Failure {
 impl Failure {
     /// Makes a failure.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Failure {
-        Failure { kind, message: message.into() }
+        Failure {
+            kind,
+            message: message.into(),
+        }
     }
 }
 

@@ -146,7 +146,13 @@ pub struct Frame {
 
 impl Frame {
     fn new(kind: Kind, stream: u32, channel: u8, payload: Bytes) -> Frame {
-        let header = Header { kind, channel, stream, length: payload.len() as u32 }.encode();
+        let header = Header {
+            kind,
+            channel,
+            stream,
+            length: payload.len() as u32,
+        }
+        .encode();
         Frame { header, payload }
     }
 }
@@ -241,7 +247,10 @@ impl Mux {
     pub fn retry_hello(&mut self) {
         if self.state == State::Greeting && self.urgent.is_empty() {
             let padding = Bytes::from(vec![0u8; MAX_PAYLOAD - HEADER_LEN]);
-            self.urgent.push_back(Frame { header: [0; HEADER_LEN], payload: padding });
+            self.urgent.push_back(Frame {
+                header: [0; HEADER_LEN],
+                payload: padding,
+            });
             self.push_hello();
         }
     }
@@ -283,7 +292,10 @@ impl Mux {
     /// Queues bytes of a channel; at most [`Mux::writable`].
     pub fn data(&mut self, id: u32, channel: u8, mut bytes: Bytes) -> Result<(), SendError> {
         let stream = self.live(id)?;
-        let credit = stream.send_credit.get_mut(usize::from(channel)).ok_or(SendError::NoStream)?;
+        let credit = stream
+            .send_credit
+            .get_mut(usize::from(channel))
+            .ok_or(SendError::NoStream)?;
         if bytes.len() > *credit as usize {
             return Err(SendError::NoCredit);
         }
@@ -327,7 +339,10 @@ impl Mux {
     pub fn grant(&mut self, id: u32, channel: u8, bytes: u32) -> Result<(), SendError> {
         let stream = self.live(id)?;
         let index = usize::from(channel);
-        let held = stream.receive_credit.get(index).ok_or(SendError::NoStream)?;
+        let held = stream
+            .receive_credit
+            .get(index)
+            .ok_or(SendError::NoStream)?;
         let bytes = bytes.min(MAX_WINDOW.saturating_sub(*held));
         stream.receive_credit[index] += bytes;
         stream.grants[index] += bytes;
@@ -347,7 +362,10 @@ impl Mux {
 
     /// Queues a ping; its payload (at most 64 bytes count) comes back.
     pub fn ping(&mut self, payload: &[u8]) -> Result<(), SendError> {
-        self.connection_frame(Kind::Ping, Bytes::copy_from_slice(&payload[..payload.len().min(64)]))
+        self.connection_frame(
+            Kind::Ping,
+            Bytes::copy_from_slice(&payload[..payload.len().min(64)]),
+        )
     }
 
     /// Queues the JSON of an event (agent).
@@ -380,7 +398,9 @@ impl Mux {
             return Some(frame);
         }
         while let Some(id) = self.ready.pop_front() {
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
             let frame = next_of_stream(id, stream);
             let more = !stream.queue.is_empty() || stream.grants.iter().any(|grant| *grant > 0);
             stream.scheduled = more;
@@ -431,7 +451,9 @@ impl Mux {
             if self.scanning && !self.scan() {
                 return;
             }
-            let Some(header) = self.input.first_chunk::<HEADER_LEN>() else { return };
+            let Some(header) = self.input.first_chunk::<HEADER_LEN>() else {
+                return;
+            };
             match Header::decode(header) {
                 Ok(header) => {
                     let total = HEADER_LEN + header.length as usize;
@@ -551,20 +573,26 @@ impl Mux {
             return self.refuse(id, "too many streams at once");
         }
         self.streams.insert(id, Stream::default());
-        self.events.push_back(Event::Opened { stream: id, request });
+        self.events.push_back(Event::Opened {
+            stream: id,
+            request,
+        });
     }
 
     fn refuse(&mut self, id: u32, message: &str) {
         let closing = Closing::Failed(Failure::new(ErrorKind::Busy, message));
         if self.urgent.len() < 256 {
-            self.urgent.push_back(Frame::new(Kind::Close, id, 0, json(&closing)));
+            self.urgent
+                .push_back(Frame::new(Kind::Close, id, 0, json(&closing)));
         }
     }
 
     fn stream_frame(&mut self, kind: Kind, header: Header, payload: Bytes) {
         let id = header.stream;
         // A frame that was on its way when we closed the stream.
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         let channel = header.channel;
         let index = usize::from(channel);
         let incoming = match kind {
@@ -573,13 +601,18 @@ impl Mux {
                 let told = !stream.closing;
                 self.streams.remove(&id);
                 if told {
-                    self.events.push_back(Event::Stream { stream: id, incoming: Incoming::Closed(closing) });
+                    self.events.push_back(Event::Stream {
+                        stream: id,
+                        incoming: Incoming::Closed(closing),
+                    });
                 }
                 return;
             }
             _ if stream.closing => return,
             Kind::Message => Incoming::Message(payload),
-            _ if index >= CHANNELS => return self.violation(id, "a frame names a channel that does not exist"),
+            _ if index >= CHANNELS => {
+                return self.violation(id, "a frame names a channel that does not exist");
+            }
             Kind::Data => {
                 let length = payload.len() as u32;
                 if length > stream.receive_credit[index] {
@@ -589,10 +622,16 @@ impl Mux {
                     return;
                 }
                 stream.receive_credit[index] -= length;
-                Incoming::Data { channel, bytes: payload }
+                Incoming::Data {
+                    channel,
+                    bytes: payload,
+                }
             }
             Kind::Credit => {
-                let Some(delta) = payload.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes)) else {
+                let Some(delta) = payload
+                    .first_chunk::<4>()
+                    .map(|bytes| u32::from_le_bytes(*bytes))
+                else {
                     return self.violation(id, "a credit frame has no amount");
                 };
                 let credit = &mut stream.send_credit[index];
@@ -602,16 +641,23 @@ impl Mux {
             }
             _ => Incoming::End { channel },
         };
-        self.events.push_back(Event::Stream { stream: id, incoming });
+        self.events.push_back(Event::Stream {
+            stream: id,
+            incoming,
+        });
     }
 
     fn violation(&mut self, id: u32, message: &str) {
         let closing = Closing::Failed(Failure::new(ErrorKind::Protocol, message));
         self.streams.remove(&id);
         if self.urgent.len() < 256 {
-            self.urgent.push_back(Frame::new(Kind::Close, id, 0, json(&closing)));
+            self.urgent
+                .push_back(Frame::new(Kind::Close, id, 0, json(&closing)));
         }
-        self.events.push_back(Event::Stream { stream: id, incoming: Incoming::Closed(closing) });
+        self.events.push_back(Event::Stream {
+            stream: id,
+            incoming: Incoming::Closed(closing),
+        });
     }
 
     /// Out of step: all streams are worthless; greet under a new nonce, so that the peer drops them too.
@@ -650,11 +696,15 @@ impl Mux {
             software: self.config.software.clone(),
             guest: self.config.guest.clone(),
         };
-        self.urgent.push_back(Frame::new(Kind::Hello, 0, 0, json(&hello)));
+        self.urgent
+            .push_back(Frame::new(Kind::Hello, 0, 0, json(&hello)));
     }
 
     fn live(&mut self, id: u32) -> Result<&mut Stream, SendError> {
-        self.streams.get_mut(&id).filter(|stream| !stream.closing).ok_or(SendError::NoStream)
+        self.streams
+            .get_mut(&id)
+            .filter(|stream| !stream.closing)
+            .ok_or(SendError::NoStream)
     }
 
     fn schedule(&mut self, id: u32) {
@@ -672,7 +722,12 @@ fn next_of_stream(id: u32, stream: &mut Stream) -> Option<Frame> {
     let opening = matches!(stream.queue.front(), Some((Kind::Open, ..)));
     if !opening && let Some(channel) = stream.grants.iter().position(|grant| *grant > 0) {
         let delta = std::mem::take(&mut stream.grants[channel]);
-        return Some(Frame::new(Kind::Credit, id, channel as u8, Bytes::copy_from_slice(&delta.to_le_bytes())));
+        return Some(Frame::new(
+            Kind::Credit,
+            id,
+            channel as u8,
+            Bytes::copy_from_slice(&delta.to_le_bytes()),
+        ));
     }
     let (kind, channel, payload) = stream.queue.pop_front()?;
     if matches!(kind, Kind::Message | Kind::End) {
@@ -683,5 +738,7 @@ fn next_of_stream(id: u32, stream: &mut Stream) -> Option<Frame> {
 
 /// Encodes one of our own messages, which can't fail: they hold no maps with keys other than strings.
 fn json<T: serde::Serialize>(value: &T) -> Bytes {
-    serde_json::to_vec(value).map(Bytes::from).unwrap_or_default()
+    serde_json::to_vec(value)
+        .map(Bytes::from)
+        .unwrap_or_default()
 }

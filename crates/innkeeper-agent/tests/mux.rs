@@ -8,7 +8,13 @@ use proptest::prelude::*;
 use std::collections::VecDeque;
 
 fn mux(side: Side, nonce: u64) -> Mux {
-    let config = Config { side, software: "test".to_owned(), features: Vec::new(), guest: None, max_streams: 8 };
+    let config = Config {
+        side,
+        software: "test".to_owned(),
+        features: Vec::new(),
+        guest: None,
+        max_streams: 8,
+    };
     let mut mux = Mux::new(config, nonce);
     mux.connect();
     mux
@@ -19,7 +25,9 @@ fn bytes_of(frame: &Frame) -> Vec<u8> {
 }
 
 fn drain(mux: &mut Mux) -> Vec<u8> {
-    std::iter::from_fn(|| mux.next_frame()).flat_map(|frame| bytes_of(&frame)).collect()
+    std::iter::from_fn(|| mux.next_frame())
+        .flat_map(|frame| bytes_of(&frame))
+        .collect()
 }
 
 fn events(mux: &mut Mux) -> Vec<Event> {
@@ -43,11 +51,14 @@ fn pair() -> (Mux, Mux) {
     let (mut host, mut agent) = (mux(Side::Host, 1), mux(Side::Agent, 2));
     settle(&mut host, &mut agent);
     assert!(host.is_established() && agent.is_established());
-    (events(&mut host), events(&mut agent));
+    events(&mut host);
+    events(&mut agent);
     (host, agent)
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn data_arrives_whole_however_the_pipe_is_cut(data in prop::collection::vec(any::<u8>(), 1..200_000), cuts in prop::collection::vec(1usize..9000, 1..40)) {
         let (mut host, mut agent) = pair();
@@ -90,10 +101,15 @@ proptest! {
         if !agent.is_established() || !host.is_established() {
             prop_assert!(false, "out of step for ever");
         }
-        let _ = (stream, events(&mut host), events(&mut agent));
-        let again = host.open(Bytes::from_static(b"{}")).unwrap();
-        settle(&mut host, &mut agent);
-        let opened = events(&mut agent).into_iter().any(|event| matches!(event, Event::Opened { stream, .. } if stream == again));
+        // A tail shorter than a header shows as garbage only with the next frame, which is then lost too.
+        let mut opened = false;
+        for _ in 0..3 {
+            let _ = (stream, events(&mut host), events(&mut agent));
+            let again = host.open(Bytes::from_static(b"{}")).unwrap();
+            settle(&mut host, &mut agent);
+            let told = events(&mut agent);
+            opened |= told.iter().any(|event| matches!(event, Event::Opened { stream, .. } if *stream == again));
+        }
         prop_assert!(opened);
     }
 
@@ -136,7 +152,12 @@ fn what_exceeds_the_credit_closes_the_stream_and_is_not_delivered() {
     settle(&mut host, &mut agent);
     events(&mut agent);
     assert!(host.data(stream, 0, Bytes::from(vec![0; 11])).is_err());
-    let forged = Header { kind: Kind::Data, channel: 0, stream, length: 11 };
+    let forged = Header {
+        kind: Kind::Data,
+        channel: 0,
+        stream,
+        length: 11,
+    };
     agent.receive(&[&forged.encode()[..], &[0; 11]].concat());
     let told = events(&mut agent);
     assert!(matches!(
@@ -148,17 +169,23 @@ fn what_exceeds_the_credit_closes_the_stream_and_is_not_delivered() {
 #[test]
 fn a_full_stream_does_not_starve_another() {
     let (mut host, mut agent) = pair();
-    let (big, small) = (host.open(Bytes::from_static(b"{}")).unwrap(), host.open(Bytes::from_static(b"{}")).unwrap());
+    let (big, small) = (
+        host.open(Bytes::from_static(b"{}")).unwrap(),
+        host.open(Bytes::from_static(b"{}")).unwrap(),
+    );
     settle(&mut host, &mut agent);
     agent.grant(big, 0, MAX_WINDOW).unwrap();
     agent.grant(small, 0, MAX_WINDOW).unwrap();
     settle(&mut host, &mut agent);
-    host.data(big, 0, Bytes::from(vec![1; MAX_WINDOW as usize])).unwrap();
+    host.data(big, 0, Bytes::from(vec![1; MAX_WINDOW as usize]))
+        .unwrap();
     host.data(small, 0, Bytes::from_static(b"now")).unwrap();
     let first: Vec<u32> = (0..2)
         .map(|_| {
             let frame = host.next_frame().unwrap();
-            Header::decode(frame.header.first_chunk::<HEADER_LEN>().unwrap()).unwrap().stream
+            Header::decode(frame.header.first_chunk::<HEADER_LEN>().unwrap())
+                .unwrap()
+                .stream
         })
         .collect();
     assert!(first.contains(&small), "{first:?}");

@@ -14,7 +14,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let directory = Path::new(directory);
     let key = ssh::generate_ed25519(&directory.join("id_ed25519"), "inn")?;
-    let unit = format!("[Unit]\nDescription=Innkeeper agent\n[Service]\nExecStart={AGENT_PATH}\n[Install]\nWantedBy=multi-user.target\n");
+    let unit = format!(
+        "[Unit]\nDescription=Innkeeper agent\n[Service]\nExecStart={AGENT_PATH}\n[Install]\nWantedBy=multi-user.target\n"
+    );
     let seed = Seed {
         instance_id: "example-1".into(),
         hostname: "example".into(),
@@ -23,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         runcmd: vec![vec!["touch".into(), "/run/ours of 'inn'; $(id)".into()]],
         network: vec![SeedInterface { mac: "52:54:00:12:34:56".into(), dhcp4: true, ..SeedInterface::default() }],
         timezone: Some("Europe/Berlin".into()),
-        user_data: Some("#cloud-config\nruncmd:\n- [touch, /run/theirs]\nwrite_files:\n- {path: /etc/own, permissions: 0640, content: own}\n".into()),
+        user_data: Some("#cloud-config\nruncmd:\n- [touch, /run/theirs]\nwrite_files:\n- {path: /etc/own, permissions: \"0640\", content: own}\n".into()),
         agent: agent.first().map(|path| SeedAgent { binary: PathBuf::from(path), unit }),
         ..Seed::default()
     };
@@ -31,7 +33,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     seed.write(&directory.join("seed.img"))?;
     println!("seed {:?}", started.elapsed());
     let started = Instant::now();
-    let base = Base { path: PathBuf::from(base), format: DiskFormat::Raw, virtual_bytes: base_bytes.parse()? };
+    let base = Base {
+        path: PathBuf::from(base),
+        format: DiskFormat::Raw,
+        virtual_bytes: base_bytes.parse()?,
+    };
     let top = create_top(&base, size.parse()?, directory, "root")?;
     println!("top {:?} {}", started.elapsed(), top.path.display());
     Ok(())

@@ -114,7 +114,6 @@ pub(crate) fn read_files(
                         .map_err(damaged)?;
                     take(&path, bytes)?;
                 }
-                drop(archive);
                 // dpkg-deb would report a broken pipe if the padding at the end stayed unread.
                 std::io::copy(stdout, &mut std::io::sink()).map_err(damaged)?;
                 Ok(())

@@ -132,7 +132,9 @@ fn receive_once(
         ));
     }
     let mut hasher = Hasher::for_hex(download.expected)?;
-    if answer.start == 0 {
+    if have == 0 {
+        // Nothing to hash and nothing to throw away.
+    } else if answer.start == 0 {
         file.set_len(0).map_err(Error::io("truncate", part))?;
     } else {
         // Hashed again from the disk, and so left with the position at its end.
@@ -472,6 +474,25 @@ mod tests {
         let server = serve(content, vec![None, None]);
         try_fetch(&server.url, &expected, directory.path()).unwrap();
         assert_eq!(server.thread.join().unwrap(), ["bytes=1000-", ""]);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_told_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let content = vec![3; 5000];
+        let expected = sha256_hex(&content);
+        // Every write to /dev/full fails with ENOSPC.
+        std::os::unix::fs::symlink(
+            "/dev/full",
+            directory.path().join(format!("{expected}.part")),
+        )
+        .unwrap();
+        let server = serve(content, vec![None]);
+        let failure = try_fetch(&server.url, &expected, directory.path()).unwrap_err();
+        assert_eq!(failure.kind(), crate::ErrorKind::NoSpace, "{failure}");
+        assert!(files(directory.path()).is_empty());
+        server.thread.join().unwrap();
     }
 
     #[test]

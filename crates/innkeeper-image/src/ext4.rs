@@ -76,7 +76,7 @@ fn mke2fs(path: &Path, size: u64, label: &str) -> Result<Tool> {
 }
 
 fn prepare(path: &Path, size: u64, label: &str) -> Result<()> {
-    if size < 1 << 20 || size > crate::qcow2::SIZE_LIMIT {
+    if !(1 << 20..=crate::qcow2::SIZE_LIMIT).contains(&size) {
         return Err(Error::invalid(
             "disk size",
             size.to_string(),

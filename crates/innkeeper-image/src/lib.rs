@@ -13,6 +13,7 @@
 mod apt;
 mod atomic;
 mod catalogue;
+mod collect;
 mod cpio;
 mod deb;
 mod debian;
@@ -22,6 +23,7 @@ mod download;
 mod error;
 mod ext4;
 mod image;
+mod import;
 mod kernel;
 mod layer;
 mod modules;
@@ -37,6 +39,7 @@ mod user_data;
 mod yaml;
 
 pub use catalogue::{Catalogue, Entry};
+pub use collect::{Collected, Run};
 pub use disk::DiskFormat;
 pub use error::{Error, ErrorKind, Result};
 pub use ext4::make_ext4;
@@ -45,7 +48,7 @@ pub use layer::LayerId;
 pub use progress::{Event, Progress, Silent, Step};
 pub use reference::{Arch, Reference, nearest};
 pub use seed::{AGENT_PATH, AGENT_UNIT, Seed, SeedAgent, SeedFile, SeedInterface, SeedMount};
-pub use store::{BuildInputs, Collected, Run, Store};
+pub use store::{BuildInputs, Store};
 
 /// Parsers of hostile input, for fuzzing: none of them may panic on any bytes.
 pub mod parse {

@@ -8,22 +8,23 @@
 //!   ROOT/cache/locks/STEM     held by the one process that makes an image; the others wait and then find it made
 //! ```
 //! An image appears by one rename of its JSON, after all of its layers; so a crash leaves at most layers that nothing
-//! names and work directories that nothing holds, which [`Store::gc`] removes. The store does not decide what is old: it never
+//! names and work directories that nothing holds, which [`Store::gc`] (collect.rs) removes. The store does not decide what is old: it never
 //! asks a server for an image that it has, unless told to pull or build.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::atomic::{self, WorkDirectory};
 use crate::catalogue::Catalogue;
 use crate::disk::{self, DiskFormat};
 use crate::download::{self, Download};
 use crate::image::{DirectBoot, INDEX_VERSION, Image, ImageKind, RootDisk};
+use crate::import::{Imported, Take, file_stamp};
 use crate::layer::{LayerId, Layers};
-use crate::progress::{self, Context, Progress, Silent, Step};
+use crate::progress::{self, Context, Progress, Step};
 use crate::reference::{self, Arch, Reference};
 use crate::{Error, Result, debian, digest, tiny};
 
@@ -47,29 +48,11 @@ enum Way {
     Build,
 }
 
-/// What a collection found, or would remove.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Layers that no image and no user needs, with the bytes they take.
-    pub layers: Vec<(LayerId, u64)>,
-    /// Work directories of processes that died.
-    pub leftovers: Vec<PathBuf>,
-}
-
-/// Whether something is really done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Run {
-    /// Only tell.
-    Dry,
-    /// Do it.
-    Real,
-}
-
 /// The images and layers below one directory; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
-    layers: Layers,
+    pub(crate) layers: Layers,
 }
 
 impl Store {
@@ -88,11 +71,11 @@ impl Store {
         self.root.join("images")
     }
 
-    fn cache(&self) -> PathBuf {
+    pub(crate) fn cache(&self) -> PathBuf {
         self.root.join("cache")
     }
 
-    fn index_path(&self, reference: &Reference, arch: Arch) -> PathBuf {
+    pub(crate) fn index_path(&self, reference: &Reference, arch: Arch) -> PathBuf {
         self.images()
             .join(format!("{}.json", reference.file_stem(arch)))
     }
@@ -436,7 +419,7 @@ impl Store {
             .filter(|_| way == Way::Build || (way == Way::Ensure && debian::host_is_debian()));
         if let Some(release) = builds {
             let work = self.work("debian")?;
-            let built = debian::build(release, arch, work.path(), &self.cache(), context)?;
+            let built = debian::build(release, arch, work.path(), context)?;
             let boot = DirectBoot {
                 kernel: self
                     .layers
@@ -579,94 +562,8 @@ impl Store {
         self.import_file(&part, reference, arch, imported, context)
     }
 
-    /// Takes a disk image of the user as `name` (`NAME` or `NAME:VERSION`), whose format is named and whose header is checked.
-    pub async fn import(
-        &self,
-        path: &Path,
-        name: &str,
-        format: DiskFormat,
-        arch: Arch,
-        progress: Arc<dyn Progress>,
-    ) -> Result<Image> {
-        let reference: Reference = name.parse()?;
-        if !matches!(reference, Reference::Named { .. }) {
-            return Err(Error::invalid(
-                "image name",
-                name,
-                "must be a plain name with an optional version after a colon, and not tiny",
-            ));
-        }
-        let (store, path) = (self.clone(), path.to_owned());
-        progress::run(progress, move |context| {
-            let lock_path = store.cache().join("locks").join(reference.file_stem(arch));
-            let _lock = atomic::lock_patiently(&lock_path, context, &reference.to_string())?;
-            let path = fs::canonicalize(&path).map_err(Error::io("find", &path))?;
-            let imported = Imported {
-                source: path.display().to_string(),
-                kind: ImageKind::Imported,
-                stamp: file_stamp(&path),
-                format,
-                take: Take::Copy,
-            };
-            store.import_file(&path, &reference, arch, imported, context)
-        })
-        .await
-    }
-
-    fn import_file(
-        &self,
-        path: &Path,
-        reference: &Reference,
-        arch: Arch,
-        imported: Imported,
-        context: &Context,
-    ) -> Result<Image> {
-        let checked = disk::check_foreign(path, imported.format);
-        if checked.is_err() && matches!(imported.take, Take::Move) {
-            // Its digest is right and its content is not usable: keeping it would only fail again.
-            let _ = fs::remove_file(path);
-        }
-        let virtual_bytes = checked?;
-        let work = self.work("import")?;
-        let mut file = path.to_owned();
-        if matches!(imported.take, Take::Copy) {
-            context.step(Step::Write, format!("copying {}", path.display()));
-            file = work.path().join("disk");
-            // std::fs::copy reflinks or copies in the kernel where it can.
-            fs::copy(path, &file).map_err(Error::io("copy into the store", path))?;
-            // What was checked might have been exchanged before it was copied.
-            disk::check_foreign(&file, imported.format)?;
-        }
-        let total = fs::metadata(&file)
-            .map_err(Error::io("look at", &file))?
-            .len();
-        let (hex, _) = digest::sha256_file(&file, |done| {
-            if done % (64 << 20) == 0 {
-                context.bytes(Step::Verify, done, Some(total), "computing the digest");
-            }
-            context.check()
-        })?;
-        let layer = self.layers.adopt(&file, &hex)?;
-        self.publish(
-            reference,
-            Image {
-                source: imported.source,
-                kind: imported.kind,
-                root: Some(RootDisk {
-                    layer,
-                    format: imported.format,
-                    virtual_bytes,
-                }),
-                min_disk_bytes: virtual_bytes,
-                cloud_init: true,
-                contents: BTreeMap::from([("stamp".to_owned(), imported.stamp)]),
-                ..empty_image(reference, arch)
-            },
-        )
-    }
-
     /// Writes the index file, which makes the image visible.
-    fn publish(&self, reference: &Reference, image: Image) -> Result<Image> {
+    pub(crate) fn publish(&self, reference: &Reference, image: Image) -> Result<Image> {
         let image = image.sealed();
         let text = serde_json::to_vec_pretty(&image)
             .map_err(|source| Error::malformed("image", source.to_string()))?;
@@ -674,7 +571,7 @@ impl Store {
         Ok(image)
     }
 
-    fn work(&self, purpose: &str) -> Result<WorkDirectory> {
+    pub(crate) fn work(&self, purpose: &str) -> Result<WorkDirectory> {
         WorkDirectory::create(&self.cache().join("build"), purpose)
     }
 
@@ -692,104 +589,9 @@ impl Store {
     pub fn users(&self, layer: &LayerId) -> Result<Vec<String>> {
         self.layers.users(layer)
     }
-
-    /// Removes an image and those of its layers that no other image needs; refused, naming the users, while one is leased.
-    ///
-    /// Gives the layers that were, or would be, removed.
-    pub fn rm(&self, reference: &Reference, arch: Arch, run: Run) -> Result<Vec<LayerId>> {
-        let image = self.info(reference, arch)?;
-        self.layers.exclusively(|| {
-            let mut users = BTreeSet::new();
-            let path = self.index_path(reference, arch);
-            let mut elsewhere = BTreeSet::new();
-            for other in self.ls()? {
-                if (&other.reference, other.arch) != (&image.reference, image.arch) {
-                    elsewhere.extend(other.layers());
-                }
-            }
-            let own: Vec<LayerId> = image
-                .layers()
-                .into_iter()
-                .filter(|layer| !elsewhere.contains(layer))
-                .collect();
-            for layer in &own {
-                users.extend(self.layers.users(layer)?);
-            }
-            if !users.is_empty() {
-                return Err(Error::InUse {
-                    what: image.reference.clone(),
-                    users: users.into_iter().collect(),
-                });
-            }
-            if run == Run::Real {
-                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-                for layer in &own {
-                    match self.layers.remove(layer) {
-                        Err(Error::Io { source, .. })
-                            if source.kind() == std::io::ErrorKind::NotFound => {}
-                        other => other?,
-                    }
-                }
-            }
-            Ok(own)
-        })
-    }
-
-    /// Finds and removes what crashes left, and layers older than `age` that no image names and nobody leases.
-    pub async fn gc(&self, age: Duration, run: Run) -> Result<Collected> {
-        let store = self.clone();
-        progress::run(Arc::new(Silent), move |context| {
-            store.gc_blocking(age, run, context)
-        })
-        .await
-    }
-
-    fn gc_blocking(&self, age: Duration, run: Run, context: &Context) -> Result<Collected> {
-        let mut collected = Collected::default();
-        for base in ["build", "tiny/partial", "packages/partial"] {
-            for leftover in WorkDirectory::leftovers(&self.cache().join(base))? {
-                context.check()?;
-                if run == Run::Real {
-                    debian::remove_tree(&leftover, context)?;
-                    let _ = fs::remove_file(leftover.with_extension("lock"));
-                }
-                collected.leftovers.push(leftover);
-            }
-        }
-        self.layers.exclusively(|| {
-            let named: BTreeSet<LayerId> = self.ls()?.iter().flat_map(Image::layers).collect();
-            for (layer, bytes) in self.layers.list()? {
-                if !named.contains(&layer)
-                    && self.layers.older_than(&layer, age)
-                    && self.layers.users(&layer)?.is_empty()
-                {
-                    if run == Run::Real {
-                        self.layers.remove(&layer)?;
-                    }
-                    collected.layers.push((layer, bytes));
-                }
-            }
-            Ok(())
-        })?;
-        Ok(collected)
-    }
 }
 
-struct Imported {
-    source: String,
-    kind: ImageKind,
-    stamp: String,
-    format: DiskFormat,
-    take: Take,
-}
-
-/// Whether a file stays where it is.
-enum Take {
-    Copy,
-    Move,
-}
-
-fn empty_image(reference: &Reference, arch: Arch) -> Image {
+pub(crate) fn empty_image(reference: &Reference, arch: Arch) -> Image {
     Image {
         version: INDEX_VERSION,
         reference: reference.to_string(),
@@ -831,79 +633,11 @@ fn read_index(path: &Path) -> Result<Option<Image>> {
     Ok(Some(image))
 }
 
-/// Size, time and inode: changes whenever a file was written or exchanged.
-fn file_stamp(path: &Path) -> String {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).map_or_else(
-        |_| "absent".to_owned(),
-        |metadata| {
-            format!(
-                "{} {}.{:09} {}",
-                metadata.len(),
-                metadata.mtime(),
-                metadata.mtime_nsec(),
-                metadata.ino()
-            )
-        },
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
-
-    async fn imported(store: &Store, directory: &Path, name: &str, byte: u8) -> Image {
-        let path = directory.join("disk.raw");
-        fs::write(&path, vec![byte; 4096]).unwrap();
-        store
-            .import(&path, name, DiskFormat::Raw, Arch::X86_64, Arc::new(Silent))
-            .await
-            .unwrap()
-    }
-
-    #[tokio::test]
-    async fn import_list_lease_remove() {
-        let home = tempfile::tempdir().unwrap();
-        let store = Store::open(home.path().join("home")).unwrap();
-        let image = imported(&store, home.path(), "mine:1", 7).await;
-        assert_eq!(store.ls().unwrap(), [image.clone()]);
-        let reference: Reference = "mine:1".parse().unwrap();
-        let layer = image.root.as_ref().unwrap().layer.clone();
-        store.lease(&layer, "web").unwrap();
-        let refused = store.rm(&reference, Arch::X86_64, Run::Real).unwrap_err();
-        assert_eq!(refused.to_string(), "mine:1 is in use by web");
-        assert_eq!(refused.kind(), ErrorKind::Conflict);
-        store.release(&layer, "web").unwrap();
-        assert_eq!(
-            store.rm(&reference, Arch::X86_64, Run::Dry).unwrap(),
-            [layer.clone()]
-        );
-        assert!(store.layer_path(&layer).exists());
-        store.rm(&reference, Arch::X86_64, Run::Real).unwrap();
-        assert!(!store.layer_path(&layer).exists());
-        assert!(store.ls().unwrap().is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_layer_of_two_images_stays_until_the_second_goes() {
-        let home = tempfile::tempdir().unwrap();
-        let store = Store::open(home.path().join("home")).unwrap();
-        let image = imported(&store, home.path(), "a", 1).await;
-        imported(&store, home.path(), "b", 1).await;
-        assert!(
-            store
-                .rm(&"a".parse().unwrap(), Arch::X86_64, Run::Real)
-                .unwrap()
-                .is_empty()
-        );
-        assert_eq!(
-            store
-                .rm(&"b".parse().unwrap(), Arch::X86_64, Run::Real)
-                .unwrap(),
-            image.layers()
-        );
-    }
+    use crate::progress::Silent;
 
     #[tokio::test]
     async fn unknown_images_are_not_found_and_suggest() {
@@ -935,43 +669,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn gc_finds_orphans_and_leftovers_and_dry_run_keeps_them() {
-        let home = tempfile::tempdir().unwrap();
-        let store = Store::open(home.path().join("home")).unwrap();
-        let image = imported(&store, home.path(), "a", 1).await;
-        let orphan = home.path().join("orphan");
-        fs::write(&orphan, b"x").unwrap();
-        let orphan = store
-            .layers
-            .adopt(&orphan, &digest::sha256_hex(b"x"))
-            .unwrap();
-        let leftover = store.cache().join("build/debian-dead");
-        fs::create_dir(&leftover).unwrap();
-        let found = store.gc(Duration::ZERO, Run::Dry).await.unwrap();
-        assert_eq!(
-            found
-                .layers
-                .iter()
-                .map(|(layer, _)| layer.clone())
-                .collect::<Vec<_>>(),
-            [orphan.clone()]
-        );
-        assert_eq!(found.leftovers, [leftover.clone()]);
-        assert!(leftover.exists() && store.layer_path(&orphan).exists());
-        assert!(
-            store
-                .gc(Duration::from_secs(3600), Run::Dry)
-                .await
-                .unwrap()
-                .layers
-                .is_empty()
-        );
-        assert_eq!(store.gc(Duration::ZERO, Run::Real).await.unwrap(), found);
-        assert!(!leftover.exists() && !store.layer_path(&orphan).exists());
-        assert!(store.layer_path(&image.layers()[0]).exists());
-    }
-
-    #[tokio::test]
     async fn a_path_is_imported_once_and_again_when_it_changed() {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open(home.path().join("home")).unwrap();
@@ -996,5 +693,31 @@ mod tests {
             .await
             .unwrap();
         assert_ne!(first.digest, second.digest);
+    }
+
+    #[tokio::test]
+    async fn of_two_at_once_one_works_and_both_get_the_image() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("d.raw");
+        fs::write(&path, vec![1; 1 << 20]).unwrap();
+        let reference = Reference::Path(path);
+        let inputs = BuildInputs::default();
+        // Two stores, as two processes would have: locks belong to the open file.
+        let (one, two) = (
+            Store::open(home.path().join("home")).unwrap(),
+            Store::open(home.path().join("home")).unwrap(),
+        );
+        let (first, second) = tokio::join!(
+            one.ensure(&reference, Arch::X86_64, &inputs, Arc::new(Silent)),
+            two.ensure(&reference, Arch::X86_64, &inputs, Arc::new(Silent)),
+        );
+        assert_eq!(first.unwrap().digest, second.unwrap().digest);
+        assert_eq!(one.ls().unwrap().len(), 1);
+        assert_eq!(
+            one.gc(std::time::Duration::ZERO, crate::Run::Dry)
+                .await
+                .unwrap(),
+            crate::Collected::default()
+        );
     }
 }

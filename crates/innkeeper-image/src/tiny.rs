@@ -5,7 +5,8 @@
 //! agent finds what to load in `/etc/innkeeper/modules`: one path a line in load order, and a blank line between what
 //! readiness needs and the rest. Nothing of a user's is in it; a data disk comes as ext4, mounted at `/data` by the agent.
 //!
-//! The initramfs is not compressed: under emulation, unpacking costs the guest more than reading a few megabytes more costs the host.
+//! The initramfs is not compressed, so that joining is copying. LZ4 (2.4 MB instead of 7.7 MB) was ahead in four noisy pairs of boots under
+//! emulation; it is worth a measurement on a quiet machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};

@@ -39,8 +39,8 @@ pub(crate) fn combine(ours: Map<String, Value>, own: Option<&str>) -> Result<Str
     }
     if let Some((_, kind)) = KINDS.iter().find(|(start, _)| own.starts_with(start)) {
         return Ok(mime(&[
-            ("text/cloud-config", &cloud_config(ours)),
-            (kind, own),
+            ("text/cloud-config", "", &cloud_config(ours)),
+            (kind, "", own),
         ]));
     }
     if own.lines().next().map(str::trim_end) != Some("#cloud-config") {

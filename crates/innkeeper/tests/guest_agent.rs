@@ -4,8 +4,12 @@
 //! and directory; both are gone when it ends.
 #![cfg(target_os = "linux")]
 
-use innkeeper::guest::message::{CopyInRequest, CopyOutRequest, ErrorKind, ExecRequest, ExitStatus, ShutdownKind, Terminal};
-use innkeeper::guest::{ChannelOptions, CopyProgress, ExecPosition, GuestChannel, GuestError, relay};
+use innkeeper::guest::message::{
+    CopyInRequest, CopyOutRequest, ErrorKind, ExecRequest, ExitStatus, ShutdownKind, Terminal,
+};
+use innkeeper::guest::{
+    ChannelOptions, CopyProgress, ExecPosition, GuestChannel, GuestError, relay,
+};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -23,12 +27,22 @@ fn agent_program() -> PathBuf {
         .get_or_init(|| {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let built = Command::new(cargo)
-                .args(["build", "--quiet", "-p", "innkeeper-agent", "--bin", "inn-agent"])
+                .args([
+                    "build",
+                    "--quiet",
+                    "-p",
+                    "innkeeper-agent",
+                    "--bin",
+                    "inn-agent",
+                ])
                 .status()
                 .expect("cargo runs");
             assert!(built.success(), "the agent must build");
             let test = std::env::current_exe().expect("the test has a path");
-            test.parent().and_then(|deps| deps.parent()).expect("a target directory").join("inn-agent")
+            test.parent()
+                .and_then(|deps| deps.parent())
+                .expect("a target directory")
+                .join("inn-agent")
         })
         .clone()
 }
@@ -49,13 +63,20 @@ impl Agent {
             .arg(format!("unix:{}", socket.display()))
             .spawn()
             .expect("the agent starts");
-        let agent = Agent { process, listener, directory };
+        let agent = Agent {
+            process,
+            listener,
+            directory,
+        };
         let channel = agent.accept().await;
         (agent, channel)
     }
 
     async fn accept(&self) -> GuestChannel {
-        let (stream, _) = tokio::time::timeout(LIMIT, self.listener.accept()).await.expect("in time").expect("accepted");
+        let (stream, _) = tokio::time::timeout(LIMIT, self.listener.accept())
+            .await
+            .expect("in time")
+            .expect("accepted");
         let channel = GuestChannel::start(stream, ChannelOptions::default());
         channel.ready(LIMIT).await.expect("a handshake");
         channel
@@ -74,7 +95,10 @@ impl Drop for Agent {
 }
 
 fn command(argv: &[&str]) -> ExecRequest {
-    ExecRequest { argv: argv.iter().map(|word| (*word).to_owned()).collect(), ..ExecRequest::default() }
+    ExecRequest {
+        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+        ..ExecRequest::default()
+    }
 }
 
 async fn output(channel: &GuestChannel, request: ExecRequest) -> (String, String, ExitStatus) {
@@ -83,10 +107,17 @@ async fn output(channel: &GuestChannel, request: ExecRequest) -> (String, String
     let (mut out, mut err) = (String::new(), String::new());
     let (mut stdout, mut stderr) = (session.stdout, session.stderr);
     let read = async {
-        tokio::try_join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err)).expect("output");
+        tokio::try_join!(
+            stdout.read_to_string(&mut out),
+            stderr.read_to_string(&mut err)
+        )
+        .expect("output");
     };
     tokio::time::timeout(LIMIT, read).await.expect("in time");
-    let status = tokio::time::timeout(LIMIT, session.control.wait()).await.expect("in time").expect("a status");
+    let status = tokio::time::timeout(LIMIT, session.control.wait())
+        .await
+        .expect("in time")
+        .expect("a status");
     (out, err, status)
 }
 
@@ -94,13 +125,21 @@ async fn output(channel: &GuestChannel, request: ExecRequest) -> (String, String
 async fn a_command_gives_its_output_its_errors_and_its_code() {
     let (_agent, channel) = Agent::start().await;
     let mut request = command(&["sh", "-c", "echo $GREETING; pwd; echo bad >&2; exit 7"]);
-    request.env.insert("GREETING".to_owned(), "hello".to_owned());
+    request
+        .env
+        .insert("GREETING".to_owned(), "hello".to_owned());
     request.cwd = Some("/usr".to_owned());
     let (out, err, status) = output(&channel, request).await;
-    assert_eq!((out.as_str(), err.as_str(), status), ("hello\n/usr\n", "bad\n", ExitStatus::Code(7)));
+    assert_eq!(
+        (out.as_str(), err.as_str(), status),
+        ("hello\n/usr\n", "bad\n", ExitStatus::Code(7))
+    );
     let deadline = Instant::now() + LIMIT;
     while !channel.exec_sessions().await.expect("a list").is_empty() {
-        assert!(Instant::now() < deadline, "a collected session must be forgotten");
+        assert!(
+            Instant::now() < deadline,
+            "a collected session must be forgotten"
+        );
     }
     assert!(channel.metrics().await.expect("metrics").memory_total > 0);
     channel.ping(LIMIT).await.expect("a pong");
@@ -112,20 +151,28 @@ async fn what_cannot_run_is_told_apart() {
     let missing = channel.exec(command(&["no-such-command-here"])).await;
     assert!(matches!(missing, Err(GuestError::CommandNotFound(_))));
     std::fs::write(agent.path("plain"), "text").expect("a file");
-    let plain = channel.exec(command(&[agent.path("plain").to_str().expect("text")])).await;
+    let plain = channel
+        .exec(command(&[agent.path("plain").to_str().expect("text")]))
+        .await;
     assert!(matches!(plain, Err(GuestError::CannotExecute(_))));
     let mut elsewhere = command(&["true"]);
     elsewhere.cwd = Some("/no/such/directory".to_owned());
-    assert!(matches!(channel.exec(elsewhere).await, Err(GuestError::Agent(failure)) if failure.kind == ErrorKind::NotFound));
+    assert!(
+        matches!(channel.exec(elsewhere).await, Err(GuestError::Agent(failure)) if failure.kind == ErrorKind::NotFound)
+    );
     let refused = channel.shutdown(ShutdownKind::Poweroff).await;
-    assert!(matches!(refused, Err(GuestError::Agent(failure)) if failure.kind == ErrorKind::NotPermitted));
+    assert!(
+        matches!(refused, Err(GuestError::Agent(failure)) if failure.kind == ErrorKind::NotPermitted)
+    );
 }
 
 #[tokio::test]
 async fn input_of_many_windows_comes_back_whole() {
     let (_agent, channel) = Agent::start().await;
     let mut session = channel.exec(command(&["cat"])).await.expect("started");
-    let sent: Vec<u8> = (0..3_000_000u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let sent: Vec<u8> = (0..3_000_000u32)
+        .map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     let expected = sent.clone();
     let mut stdin = session.stdin;
     let write = async move {
@@ -134,17 +181,30 @@ async fn input_of_many_windows_comes_back_whole() {
     };
     let mut received = Vec::new();
     let read = session.stdout.read_to_end(&mut received);
-    let (_, read) = tokio::time::timeout(LIMIT, async { tokio::join!(write, read) }).await.expect("in time");
+    let (_, read) = tokio::time::timeout(LIMIT, async { tokio::join!(write, read) })
+        .await
+        .expect("in time");
     read.expect("read");
     assert!(received == expected);
-    assert_eq!(session.control.wait().await.expect("a status"), ExitStatus::Code(0));
+    assert_eq!(
+        session.control.wait().await.expect("a status"),
+        ExitStatus::Code(0)
+    );
 }
 
 #[tokio::test]
 async fn a_terminal_has_its_size_changes_it_and_takes_signals() {
     let (_agent, channel) = Agent::start().await;
-    let mut request = command(&["sh", "-c", "trap 'stty size; exit 3' WINCH; stty size; read line; while :; do read x; done"]);
-    request.tty = Some(Terminal { rows: 30, columns: 100, term: "vt100".to_owned() });
+    let mut request = command(&[
+        "sh",
+        "-c",
+        "trap 'stty size; exit 3' WINCH; stty size; read line; while :; do read x; done",
+    ]);
+    request.tty = Some(Terminal {
+        rows: 30,
+        columns: 100,
+        term: "vt100".to_owned(),
+    });
     let mut session = channel.exec(request).await.expect("started");
     let mut seen = String::new();
     read_until(&mut session.stdout, &mut seen, "30 100").await;
@@ -153,9 +213,15 @@ async fn a_terminal_has_its_size_changes_it_and_takes_signals() {
     read_until(&mut session.stdout, &mut seen, "40 120").await;
     assert_eq!(session.wait().await.expect("a status"), ExitStatus::Code(3));
 
-    let mut session = channel.exec(command(&["sleep", "1000"])).await.expect("started");
+    let mut session = channel
+        .exec(command(&["sleep", "1000"]))
+        .await
+        .expect("started");
     session.signal(15).expect("sent");
-    assert_eq!(session.wait().await.expect("a status"), ExitStatus::Signal(15));
+    assert_eq!(
+        session.wait().await.expect("a status"),
+        ExitStatus::Signal(15)
+    );
 }
 
 async fn read_until(output: &mut (impl AsyncReadExt + Unpin), seen: &mut String, wanted: &str) {
@@ -173,7 +239,11 @@ async fn read_until(output: &mut (impl AsyncReadExt + Unpin), seen: &mut String,
 #[tokio::test]
 async fn a_session_survives_its_host_and_goes_on_from_the_offset() {
     let (agent, channel) = Agent::start().await;
-    let request = command(&["sh", "-c", "echo one; read x; echo two; echo err >&2; exit 5"]);
+    let request = command(&[
+        "sh",
+        "-c",
+        "echo one; read x; echo two; echo err >&2; exit 5",
+    ]);
     let mut session = channel.exec(request).await.expect("started");
     let mut seen = String::new();
     read_until(&mut session.stdout, &mut seen, "one\n").await;
@@ -188,19 +258,37 @@ async fn a_session_survives_its_host_and_goes_on_from_the_offset() {
     let mut session = channel.attach(position).await.expect("attached");
     session.stdin.write_all(b"go\n").await.expect("written");
     let (mut out, mut err) = (String::new(), String::new());
-    session.stdout.read_to_string(&mut out).await.expect("output");
-    session.stderr.read_to_string(&mut err).await.expect("errors");
+    session
+        .stdout
+        .read_to_string(&mut out)
+        .await
+        .expect("output");
+    session
+        .stderr
+        .read_to_string(&mut err)
+        .await
+        .expect("errors");
     assert_eq!((out.as_str(), err.as_str()), ("two\n", "err\n"));
     assert_eq!(session.wait().await.expect("a status"), ExitStatus::Code(5));
 
     // And from the beginning, for somebody who has seen nothing of a session that ended meanwhile.
-    let session = channel.exec(command(&["sh", "-c", "echo alone"])).await.expect("started");
+    let session = channel
+        .exec(command(&["sh", "-c", "echo alone"]))
+        .await
+        .expect("started");
     let id = session.control.session();
     session.control.detach();
     drop(session);
-    let mut session = channel.attach(ExecPosition::unknown(id)).await.expect("attached");
+    let mut session = channel
+        .attach(ExecPosition::unknown(id))
+        .await
+        .expect("attached");
     out.clear();
-    session.stdout.read_to_string(&mut out).await.expect("output");
+    session
+        .stdout
+        .read_to_string(&mut out)
+        .await
+        .expect("output");
     assert_eq!(out, "alone\n");
     assert_eq!(session.wait().await.expect("a status"), ExitStatus::Code(0));
 }
@@ -209,7 +297,10 @@ async fn a_session_survives_its_host_and_goes_on_from_the_offset() {
 async fn a_client_that_dies_hangs_its_command_up_after_the_grace() {
     let (agent, channel) = Agent::start().await;
     let mark = agent.path("hung-up");
-    let script = format!("trap 'echo hup > {}; exit' HUP; echo up; while :; do sleep 0.05; done", mark.display());
+    let script = format!(
+        "trap 'echo hup > {}; exit' HUP; echo up; while :; do sleep 0.05; done",
+        mark.display()
+    );
     let mut request = command(&["sh", "-c", &script]);
     request.orphan_grace_seconds = Some(0);
     let mut session = channel.exec(request).await.expect("started");
@@ -236,7 +327,10 @@ async fn a_client_behind_the_relay_works_and_its_copy_does_not_starve_a_command(
     let source = agent.path("big");
     std::fs::write(&source, vec![7u8; 64 << 20]).expect("a file");
     let progress = CopyProgress::default();
-    let request = CopyInRequest { path: agent.path("copied").display().to_string(), ..CopyInRequest::default() };
+    let request = CopyInRequest {
+        path: agent.path("copied").display().to_string(),
+        ..CopyInRequest::default()
+    };
     let copy = client.copy_in(&source, request, &progress);
     let beside = async {
         while progress.bytes() == 0 {
@@ -247,7 +341,12 @@ async fn a_client_behind_the_relay_works_and_its_copy_does_not_starve_a_command(
     };
     let (summary, _) = tokio::join!(copy, beside);
     assert_eq!(summary.expect("copied").bytes, 64 << 20);
-    assert_eq!(std::fs::metadata(agent.path("copied")).expect("there").len(), 64 << 20);
+    assert_eq!(
+        std::fs::metadata(agent.path("copied"))
+            .expect("there")
+            .len(),
+        64 << 20
+    );
 
     // The client vanishes: the relay ends, and the command is left to its grace, attachable by the keeper.
     let mut session = client.exec(command(&["cat"])).await.expect("started");
@@ -257,12 +356,22 @@ async fn a_client_behind_the_relay_works_and_its_copy_does_not_starve_a_command(
     let id = session.control.session();
     drop(session.stdin);
     drop((session.stdout, session.stderr, session.control, client));
-    tokio::time::timeout(LIMIT, keeper).await.expect("in time").expect("the relay ends");
-    let mut again = channel.attach(ExecPosition::unknown(id)).await.expect("attached");
+    tokio::time::timeout(LIMIT, keeper)
+        .await
+        .expect("in time")
+        .expect("the relay ends");
+    let mut again = channel
+        .attach(ExecPosition::unknown(id))
+        .await
+        .expect("attached");
     again.stdin.write_all(b"more").await.expect("written");
     again.stdin.shutdown().await.expect("ended");
     let mut rest = String::new();
-    again.stdout.read_to_string(&mut rest).await.expect("output");
+    again
+        .stdout
+        .read_to_string(&mut rest)
+        .await
+        .expect("output");
     assert!(rest.ends_with("more"), "{rest:?}");
 }
 
@@ -272,24 +381,52 @@ async fn trees_are_copied_both_ways_with_modes_times_and_links() {
     let source = agent.path("tree");
     std::fs::create_dir_all(source.join("inner/empty")).expect("made");
     std::fs::write(source.join("inner/script"), "#!/bin/sh\n").expect("made");
-    std::fs::set_permissions(source.join("inner/script"), PermissionsExt::from_mode(0o750)).expect("mode");
+    std::fs::set_permissions(
+        source.join("inner/script"),
+        PermissionsExt::from_mode(0o750),
+    )
+    .expect("mode");
     symlink("../nowhere", source.join("link")).expect("link");
     let time = std::time::UNIX_EPOCH + Duration::new(1_000_000_000, 5_000_000);
-    std::fs::File::options().write(true).open(source.join("inner/script")).and_then(|file| file.set_modified(time)).expect("time");
+    std::fs::File::options()
+        .write(true)
+        .open(source.join("inner/script"))
+        .and_then(|file| file.set_modified(time))
+        .expect("time");
     let progress = CopyProgress::default();
     std::fs::create_dir(agent.path("in")).expect("made");
-    let request = CopyInRequest { path: agent.path("in").display().to_string(), ..CopyInRequest::default() };
-    let summary = channel.copy_in(&source, request, &progress).await.expect("copied");
+    let request = CopyInRequest {
+        path: agent.path("in").display().to_string(),
+        ..CopyInRequest::default()
+    };
+    let summary = channel
+        .copy_in(&source, request, &progress)
+        .await
+        .expect("copied");
     assert_eq!(summary.entries, 5);
-    let request = CopyOutRequest { path: agent.path("in/tree").display().to_string() };
-    channel.copy_out(request, &agent.path("out"), &progress).await.expect("copied");
+    let request = CopyOutRequest {
+        path: agent.path("in/tree").display().to_string(),
+    };
+    channel
+        .copy_out(request, &agent.path("out"), &progress)
+        .await
+        .expect("copied");
     let script = agent.path("out/inner/script");
     let metadata = std::fs::metadata(&script).expect("there");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o750);
     assert_eq!(metadata.modified().expect("a time"), time);
-    assert_eq!(std::fs::read_link(agent.path("out/link")).expect("a link"), PathBuf::from("../nowhere"));
+    assert_eq!(
+        std::fs::read_link(agent.path("out/link")).expect("a link"),
+        PathBuf::from("../nowhere")
+    );
     assert!(agent.path("out/inner/empty").is_dir());
-    let missing = CopyOutRequest { path: "/no/such/file".to_owned() };
-    let failed = channel.copy_out(missing, &agent.path("none"), &progress).await;
-    assert!(matches!(failed, Err(GuestError::Agent(failure)) if failure.kind == ErrorKind::NotFound));
+    let missing = CopyOutRequest {
+        path: "/no/such/file".to_owned(),
+    };
+    let failed = channel
+        .copy_out(missing, &agent.path("none"), &progress)
+        .await;
+    assert!(
+        matches!(failed, Err(GuestError::Agent(failure)) if failure.kind == ErrorKind::NotFound)
+    );
 }

@@ -155,6 +155,8 @@ mod tests {
     }
 
     proptest! {
+        // Each case resamples thousands of times.
+        #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn intervals_hold_their_value(pairs in prop::collection::vec((0.1..1e6_f64, 0.1..1e6_f64), 1..30)) {
             let summary = summarise(&pairs).expect("a summary");

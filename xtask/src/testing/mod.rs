@@ -22,7 +22,7 @@ pub(crate) use view::{ViewArguments, enter as enter_view};
 
 use crate::process::{self, cargo, is_root, say};
 use crate::requirements::Purpose;
-use crate::{agent, check, packages};
+use crate::{agent, check, packages, workspace};
 
 /// What to test.
 #[derive(Args)]
@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
     if !arguments.no_check {
         check::run()?;
     }
-    let libexec = agent::build_all()?;
+    let libexec = agent::build(agent::Architectures::All)?;
     let account = if is_root() {
         account::Account::make()?
     } else {
@@ -131,7 +131,19 @@ pub(crate) fn run_plan(arguments: &PlanArguments) -> Result<()> {
 }
 
 fn doctests(packages: &[String]) -> Result<()> {
+    // cargo refuses `--doc` where there is no library.
+    let metadata = workspace::metadata()?;
+    let libraries: Vec<String> = metadata
+        .workspace_packages()
+        .into_iter()
+        .filter(|package| package.targets.iter().any(|target| target.is_lib()))
+        .map(|package| package.name.to_string())
+        .filter(|name| packages.is_empty() || packages.contains(name))
+        .collect();
+    if libraries.is_empty() {
+        return Ok(());
+    }
     let mut command = cargo(["test", "--locked", "--quiet", "--doc"]);
-    plan::select(&mut command, packages);
+    plan::select(&mut command, &libraries);
     process::run(&mut command).context("doctests")
 }

@@ -76,13 +76,11 @@ pub(crate) fn select(command: &mut Command, packages: &[String]) {
 /// Builds all tests (and the binaries they use) and lists their executables.
 pub(crate) fn build(packages: &[String]) -> Result<Vec<TestExecutable>> {
     say("building the tests");
-    // Only naming the kinds builds the plain binaries too, which tests of the command line start.
+    // `--tests` is everything that has tests; cargo adds the plain binaries that integration tests start.
     let mut command = cargo([
         "test",
         "--locked",
         "--no-run",
-        "--lib",
-        "--bins",
         "--tests",
         "--message-format",
         "json-render-diagnostics",

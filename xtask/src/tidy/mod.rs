@@ -116,6 +116,8 @@ fn read_tree(root: &Path) -> Result<Vec<SourceFile>> {
                 if !SKIPPED.contains(&name.to_string_lossy().as_ref()) {
                     directories.push(path);
                 }
+            } else if name == ".git" {
+                // In a second work tree it is a file, which names the first one's place.
             } else if kind.is_file() && entry.metadata()?.len() <= LARGEST_TEXT {
                 let bytes =
                     fs::read(&path).with_context(|| format!("reading {}", path.display()))?;

@@ -1,6 +1,6 @@
 //! `inn create`: makes a VM without starting it.
 
-use innkeeper::host::Host;
+use innkeeper::Host;
 
 use super::{DryRun, explain, in_short};
 use crate::failure::Result;
@@ -42,7 +42,10 @@ impl Args {
         reporter.finish();
         let info = info?;
         output.outcome(&name, &info, || {
-            format!("created {name} ({}); inn start {name} starts it", in_short(&info))
+            format!(
+                "created {name} ({}); inn start {name} starts it",
+                in_short(&info)
+            )
         })?;
         Ok(0)
     }

@@ -1,7 +1,7 @@
 //! `inn info`: everything that is known of a VM.
 
+use innkeeper::Host;
 use innkeeper::api::{AgentInfo, AgentState, DiskInfo, VmInfo};
-use innkeeper::host::Host;
 
 use crate::failure::Result;
 use crate::output::Output;
@@ -30,11 +30,16 @@ fn block(vm: &VmInfo) -> String {
     let mut block = Block::default();
     block.line("name", &vm.name);
     let since = vm.since.as_ref().map(|since| format!(" since {since}"));
-    block.line("state", format!("{}{}", vm.state, since.unwrap_or_default()));
+    block.line(
+        "state",
+        format!("{}{}", vm.state, since.unwrap_or_default()),
+    );
     block.optional("reason", vm.reason.clone());
     block.optional(
         "not heard of since",
-        vm.stale_since.as_ref().map(|since| format!("{since}; what is shown may be old")),
+        vm.stale_since
+            .as_ref()
+            .map(|since| format!("{since}; what is shown may be old")),
     );
     if !vm.restart_required.is_empty() {
         let fields = vm.restart_required.join(", ");
@@ -47,20 +52,33 @@ fn block(vm: &VmInfo) -> String {
     let accel = vm.accel.as_ref().map(|accel| format!(", {accel}"));
     block.line(
         "driver",
-        format!("{}{}{}", vm.driver, machine.unwrap_or_default(), accel.unwrap_or_default()),
+        format!(
+            "{}{}{}",
+            vm.driver,
+            machine.unwrap_or_default(),
+            accel.unwrap_or_default()
+        ),
     );
     let cpus = units::count(vm.cpus as usize, "CPU");
     let memory = units::size(vm.memory_bytes);
     block.line("hardware", format!("{}, {cpus}, {memory}", vm.arch));
     block.optional("image", vm.image.clone());
     block.lines("disks", vm.disks.iter().map(disk));
-    block.lines("networks", vm.networks.iter().map(|nic| format!("{} {}", nic.network, nic.mac)));
+    block.lines(
+        "networks",
+        vm.networks
+            .iter()
+            .map(|nic| format!("{} {}", nic.network, nic.mac)),
+    );
     block.lines("addresses", vm.addresses.iter().cloned());
     block.lines(
         "forwards",
         vm.forwards.iter().map(|forward| {
             let (address, port) = (&forward.host_address, forward.host_port);
-            format!("{address}:{port} -> {}/{}", forward.guest_port, forward.protocol)
+            format!(
+                "{address}:{port} -> {}/{}",
+                forward.guest_port, forward.protocol
+            )
         }),
     );
     block.lines(
@@ -74,12 +92,23 @@ fn block(vm: &VmInfo) -> String {
         "ssh",
         vm.ssh.as_ref().map(|ssh| {
             let (file, port) = (&ssh.identity_file, ssh.port);
-            format!("inn ssh {}, or ssh -i {file} -p {port} {}@{}", vm.name, ssh.user, ssh.host)
+            format!(
+                "inn ssh {}, or ssh -i {file} -p {port} {}@{}",
+                vm.name, ssh.user, ssh.host
+            )
         }),
     );
-    block.lines("labels", vm.labels.iter().map(|(key, value)| format!("{key}={value}")));
+    block.lines(
+        "labels",
+        vm.labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value}")),
+    );
     if vm.protected {
-        block.line("protected", format!("yes; inn protect --off {} allows rm", vm.name));
+        block.line(
+            "protected",
+            format!("yes; inn protect --off {} allows rm", vm.name),
+        );
     }
     block.line("created", &vm.created);
     block.line("directory", &vm.directory);
@@ -95,7 +124,10 @@ fn block(vm: &VmInfo) -> String {
 }
 
 fn agent(agent: &AgentInfo) -> String {
-    let version = agent.version.as_ref().map(|version| format!(" (version {version})"));
+    let version = agent
+        .version
+        .as_ref()
+        .map(|version| format!(" (version {version})"));
     let state = match agent.state {
         AgentState::None => "none".to_owned(),
         AgentState::Waiting => "has not said hello yet".to_owned(),
@@ -118,7 +150,10 @@ fn guest(agent: &AgentInfo) -> Option<String> {
 
 fn disk(disk: &DiskInfo) -> String {
     let mode = if disk.read_only { ", read-only" } else { "" };
-    let layer = disk.layer.as_ref().map(|layer| format!(" over layer {layer}"));
+    let layer = disk
+        .layer
+        .as_ref()
+        .map(|layer| format!(" over layer {layer}"));
     format!(
         "{}: {}, {}{mode}, {}{}",
         disk.name,
@@ -149,7 +184,14 @@ mod tests {
     #[test]
     fn json_has_the_promised_names() {
         let json = serde_json::to_value(super::super::sample::vm("web")).unwrap();
-        for name in ["name", "state", "driver", "cpus", "memory_bytes", "addresses"] {
+        for name in [
+            "name",
+            "state",
+            "driver",
+            "cpus",
+            "memory_bytes",
+            "addresses",
+        ] {
             assert!(json.get(name).is_some(), "{name}");
         }
         assert_eq!(json["state"], "ready");

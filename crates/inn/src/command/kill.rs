@@ -1,6 +1,6 @@
 //! `inn kill`: pulls the plug.
 
-use innkeeper::host::Host;
+use innkeeper::Host;
 
 use super::{DryRun, Stopped};
 use crate::failure::Result;

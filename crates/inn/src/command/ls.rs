@@ -1,7 +1,7 @@
 //! `inn ls`: every VM of this host, a line each.
 
+use innkeeper::Host;
 use innkeeper::api::{VmInfo, VmState};
-use innkeeper::host::Host;
 
 use crate::failure::Result;
 use crate::output::{Format, Output};
@@ -72,7 +72,14 @@ fn colour(state: &str) -> &'static str {
 
 fn table(vms: &[VmInfo], colours: bool) -> String {
     let mut table = Table::new(&[
-        "NAME", "STATE", "DRIVER", "ARCH", ">CPUS", ">MEMORY", "ADDRESSES", "IMAGE",
+        "NAME",
+        "STATE",
+        "DRIVER",
+        "ARCH",
+        ">CPUS",
+        ">MEMORY",
+        "ADDRESSES",
+        "IMAGE",
     ]);
     if colours {
         table.paint(1, colour);
@@ -112,7 +119,9 @@ fn remarks(vm: &VmInfo) -> Vec<String> {
         remarks.push(format!("agent silent for {}", units::seconds(seconds)));
     }
     if let Some(since) = &vm.stale_since {
-        remarks.push(format!("not heard of since {since}; what is shown may be old"));
+        remarks.push(format!(
+            "not heard of since {since}; what is shown may be old"
+        ));
     }
     remarks
 }

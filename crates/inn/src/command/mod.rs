@@ -3,12 +3,14 @@
 //! A command reads its arguments, asks `Host` one thing, and writes the answer. What is more than that stands in the library.
 
 pub(crate) mod completion;
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod disk;
 pub(crate) mod doctor;
 pub(crate) mod drivers;
 pub(crate) mod edit;
 pub(crate) mod events;
+pub(crate) mod exec;
 pub(crate) mod explain;
 pub(crate) mod image;
 pub(crate) mod info;
@@ -26,6 +28,7 @@ pub(crate) mod run;
 pub(crate) mod sample;
 pub(crate) mod schema;
 pub(crate) mod set;
+pub(crate) mod shell;
 pub(crate) mod ssh;
 pub(crate) mod ssh_config;
 pub(crate) mod start;
@@ -35,16 +38,21 @@ pub(crate) mod wait;
 
 use std::time::Duration;
 
-use innkeeper::host::{Host, StopOptions, WaitFor};
-use innkeeper::progress::{Progress, Unit, Update};
 use innkeeper::api::{StopOutcome, StoppedBy, VmInfo};
+use innkeeper::progress::{Progress, Unit, Update};
+use innkeeper::{Host, StopOptions, WaitFor};
 use serde::Serialize;
 
 use crate::failure::Result;
 use crate::many;
 use crate::output::{Format, Output};
 use crate::reporter::Reporter;
-use crate::{duration, spec_flags, units};
+use crate::units;
+
+/// Reads a duration.
+pub(crate) fn duration(text: &str) -> Result<Duration, innkeeper::spec::DurationError> {
+    innkeeper::spec::parse_duration(text)
+}
 
 /// For every command that changes something.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -66,7 +74,7 @@ pub(crate) struct Yes {
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct StopFlags {
     /// How long the guest may take
-    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
     timeout: Duration,
 
     /// Pull the plug after that time, instead of giving up (exit code 7) and leaving it running
@@ -92,7 +100,7 @@ pub(crate) struct ReadyFlags {
     pub(crate) no_wait: bool,
 
     /// How long it may take to become ready; by default what its spec says in ready_timeout
-    #[arg(long, value_name = "TIME", value_parser = duration::parse, conflicts_with = "no_wait")]
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "no_wait")]
     timeout: Option<Duration>,
 }
 
@@ -117,7 +125,7 @@ impl ReadyFlags {
         }
         let timeout = match self.timeout {
             Some(timeout) => Some(timeout),
-            None => spec_flags::ready_timeout(&host.spec_text(name)?),
+            None => Some(host.ready_timeout(name)?),
         };
         let show = |info: &VmInfo| {
             reporter.report(Update {
@@ -171,7 +179,10 @@ pub(crate) fn is_up(info: &VmInfo) -> String {
     }
     for forward in &info.forwards {
         let (address, port, guest) = (&forward.host_address, forward.host_port, forward.guest_port);
-        text.push_str(&format!("\n  {address}:{port} leads to its port {guest}/{}", forward.protocol));
+        text.push_str(&format!(
+            "\n  {address}:{port} leads to its port {guest}/{}",
+            forward.protocol
+        ));
     }
     crate::terminal_text::lines(&text)
 }

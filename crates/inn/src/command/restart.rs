@@ -1,6 +1,6 @@
 //! `inn restart`: stops VMs and starts them again, so that a changed spec takes effect.
 
-use innkeeper::host::Host;
+use innkeeper::Host;
 
 use super::{DryRun, StopFlags, is_up};
 use crate::failure::Result;

@@ -1,7 +1,7 @@
 //! `inn start`: starts VMs and waits until they are ready.
 
+use innkeeper::Host;
 use innkeeper::api::Admission;
-use innkeeper::host::Host;
 
 use super::{DryRun, ReadyFlags, is_up};
 use crate::failure::Result;

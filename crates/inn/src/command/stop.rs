@@ -1,6 +1,6 @@
 //! `inn stop`: asks guests to shut down, by the agent, then by the power button.
 
-use innkeeper::host::Host;
+use innkeeper::Host;
 
 use super::{DryRun, StopFlags, Stopped};
 use crate::failure::Result;

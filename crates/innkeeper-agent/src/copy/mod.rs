@@ -179,7 +179,12 @@ impl Decoder {
             if !self.fill(RECORD_HEADER) {
                 return Ok(None);
             }
-            let length = u32::from_le_bytes([self.partial[1], self.partial[2], self.partial[3], self.partial[4]]) as usize;
+            let length = u32::from_le_bytes([
+                self.partial[1],
+                self.partial[2],
+                self.partial[3],
+                self.partial[4],
+            ]) as usize;
             match self.partial[0] {
                 b'D' if length <= MAX_DATA => {
                     self.partial.clear();
@@ -206,7 +211,9 @@ impl Decoder {
     }
 
     fn fill(&mut self, wanted: usize) -> bool {
-        let missing = wanted.saturating_sub(self.partial.len()).min(self.input.len());
+        let missing = wanted
+            .saturating_sub(self.partial.len())
+            .min(self.input.len());
         let piece = self.input.split_to(missing);
         self.partial.extend_from_slice(&piece);
         self.partial.len() >= wanted
@@ -222,7 +229,9 @@ fn decode_entry(mut body: Bytes) -> Result<Entry, CopyError> {
     let size = body.get_u64_le();
     let name_length = usize::from(body.get_u16_le());
     if name_length > body.len() || mtime_nanoseconds >= 1_000_000_000 {
-        return Err(CopyError::Malformed("an entry's fields contradict each other"));
+        return Err(CopyError::Malformed(
+            "an entry's fields contradict each other",
+        ));
     }
     let name = body.split_to(name_length).to_vec();
     let kind = match (kind, body.is_empty()) {
@@ -231,5 +240,12 @@ fn decode_entry(mut body: Bytes) -> Result<Entry, CopyError> {
         (2, false) => EntryKind::Symlink(body.to_vec()),
         _ => return Err(CopyError::Malformed("unknown kind of entry")),
     };
-    Ok(Entry { kind, name, mode, mtime, mtime_nanoseconds, size })
+    Ok(Entry {
+        kind,
+        name,
+        mode,
+        mtime,
+        mtime_nanoseconds,
+        size,
+    })
 }

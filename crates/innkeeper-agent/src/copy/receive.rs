@@ -10,8 +10,8 @@ use super::{CopyError, Decoder, Entry, EntryKind, MAX_DEPTH, Record};
 use crate::message::CopySummary;
 use bytes::Bytes;
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, fchmod, fchown, fstat, ftruncate, futimens, mkdirat,
-    openat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, fchmod, fchown, fstat,
+    ftruncate, futimens, mkdirat, openat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -55,12 +55,13 @@ impl Receiver {
     /// tree's new name in an existing (or, if so asked, new) directory.
     pub fn create(destination: &Path, options: ReceiverOptions) -> Result<Receiver, CopyError> {
         let trailing = destination.as_os_str().as_bytes().ends_with(b"/");
-        let (directory, root_name) = if destination.is_dir() {
-            (destination.to_path_buf(), None)
-        } else if trailing && options.create_parents {
+        let (directory, root_name) = if destination.is_dir() || (trailing && options.create_parents)
+        {
             (destination.to_path_buf(), None)
         } else {
-            let name = destination.file_name().ok_or_else(|| failed("find", destination, Errno::NOENT))?;
+            let name = destination
+                .file_name()
+                .ok_or_else(|| failed("find", destination, Errno::NOENT))?;
             if trailing {
                 return Err(failed("find the directory", destination, Errno::NOENT));
             }
@@ -165,11 +166,22 @@ impl Receiver {
             }
         }
         let name = &entry.name;
-        if name.is_empty() || name.len() > 255 || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
-            return Err(CopyError::UnsafeName(String::from_utf8_lossy(name).into_owned()));
+        if name.is_empty()
+            || name.len() > 255
+            || name == b"."
+            || name == b".."
+            || name.contains(&b'/')
+            || name.contains(&0)
+        {
+            return Err(CopyError::UnsafeName(
+                String::from_utf8_lossy(name).into_owned(),
+            ));
         }
         let name = OsStr::from_bytes(&entry.name).to_owned();
-        let parent = self.directories.last().map_or(self.parent.as_fd(), |directory| directory.fd.as_fd());
+        let parent = self
+            .directories
+            .last()
+            .map_or(self.parent.as_fd(), |directory| directory.fd.as_fd());
         let path = self.path.join(&name);
         self.summary.entries += 1;
         match &entry.kind {
@@ -190,7 +202,8 @@ impl Receiver {
                 let target = OsStr::from_bytes(target);
                 match symlinkat(target, parent, &name) {
                     Err(Errno::EXIST) => {
-                        unlinkat(parent, &name, AtFlags::empty()).map_err(|source| failed("replace", &path, source))?;
+                        unlinkat(parent, &name, AtFlags::empty())
+                            .map_err(|source| failed("replace", &path, source))?;
                         symlinkat(target, parent, &name)
                     }
                     result => result,
@@ -201,8 +214,14 @@ impl Receiver {
                     .map_err(|source| failed("set the time of", &path, source))?;
                 if let Some((user, group)) = self.options.owner {
                     let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-                    rustix::fs::chownat(parent, &name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
-                        .map_err(|source| failed("set the owner of", &path, source))?;
+                    rustix::fs::chownat(
+                        parent,
+                        &name,
+                        Some(user),
+                        Some(group),
+                        AtFlags::SYMLINK_NOFOLLOW,
+                    )
+                    .map_err(|source| failed("set the owner of", &path, source))?;
                 }
             }
         }
@@ -215,33 +234,43 @@ impl Receiver {
             fchown(fd, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))
                 .map_err(|source| failed("set the owner of", &self.path, source))?;
         }
-        fchmod(fd, Mode::from_raw_mode((entry.mode & self.options.mode_mask) as _))
-            .map_err(|source| failed("set the mode of", &self.path, source))?;
+        fchmod(
+            fd,
+            Mode::from_raw_mode((entry.mode & self.options.mode_mask) as _),
+        )
+        .map_err(|source| failed("set the mode of", &self.path, source))?;
         futimens(fd, &times(entry)).map_err(|source| failed("set the time of", &self.path, source))
     }
 }
 
 fn open_file(parent: impl AsFd, name: &OsStr, path: &Path) -> Result<OwnedFd, CopyError> {
     // Non-blocking, so that a pipe in the way is refused instead of waited for.
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     match openat(&parent, name, flags, mode) {
         Ok(fd) => {
             let stat = fstat(&fd).map_err(|source| failed("read the state of", path, source))?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return Err(CopyError::InTheWay { path: path.to_path_buf(), expected: "regular file" });
+                return Err(CopyError::InTheWay {
+                    path: path.to_path_buf(),
+                    expected: "regular file",
+                });
             }
             ftruncate(&fd, 0).map_err(|source| failed("truncate", path, source))?;
             Ok(fd)
         }
         // A symlink (or a file that is being executed) at this very place is replaced.
         Err(Errno::LOOP | Errno::MLINK | Errno::TXTBSY) => {
-            unlinkat(&parent, name, AtFlags::empty()).map_err(|source| failed("replace", path, source))?;
-            openat(&parent, name, flags | OFlags::EXCL, mode).map_err(|source| failed("create", path, source))
+            unlinkat(&parent, name, AtFlags::empty())
+                .map_err(|source| failed("replace", path, source))?;
+            openat(&parent, name, flags | OFlags::EXCL, mode)
+                .map_err(|source| failed("create", path, source))
         }
-        Err(Errno::NXIO | Errno::ISDIR) => {
-            Err(CopyError::InTheWay { path: path.to_path_buf(), expected: "regular file" })
-        }
+        Err(Errno::NXIO | Errno::ISDIR) => Err(CopyError::InTheWay {
+            path: path.to_path_buf(),
+            expected: "regular file",
+        }),
         Err(source) => Err(failed("create", path, source)),
     }
 }
@@ -253,18 +282,29 @@ fn open_directory(parent: impl AsFd, name: &OsStr, path: &Path) -> Result<OwnedF
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(&parent, name, flags, Mode::empty()).map_err(|source| match source {
-        Errno::LOOP | Errno::NOTDIR | Errno::MLINK => {
-            CopyError::InTheWay { path: path.to_path_buf(), expected: "directory" }
-        }
+        Errno::LOOP | Errno::NOTDIR | Errno::MLINK => CopyError::InTheWay {
+            path: path.to_path_buf(),
+            expected: "directory",
+        },
         other => failed("open the directory", path, other),
     })
 }
 
 fn times(entry: &Entry) -> Timestamps {
-    let time = Timespec { tv_sec: entry.mtime, tv_nsec: entry.mtime_nanoseconds as _ };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: entry.mtime,
+        tv_nsec: entry.mtime_nanoseconds as _,
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 fn failed(operation: &'static str, path: &Path, source: Errno) -> CopyError {
-    CopyError::Io { operation, path: path.to_path_buf(), source: source.into() }
+    CopyError::Io {
+        operation,
+        path: path.to_path_buf(),
+        source: source.into(),
+    }
 }

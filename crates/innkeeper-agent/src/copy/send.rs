@@ -29,11 +29,14 @@ pub struct Sender {
 impl Sender {
     /// Opens the root: a symlink given here is followed. The name told for it is the path's last component.
     pub fn open(path: &Path) -> Result<Sender, CopyError> {
-        let resolved = std::fs::canonicalize(path).map_err(|source| failed("open", path, source))?;
+        let resolved =
+            std::fs::canonicalize(path).map_err(|source| failed("open", path, source))?;
         let name = match path.file_name() {
             Some(name) => name.as_encoded_bytes().to_vec(),
             // "." or "/": the resolved name, and for the root directory itself one that can be a name.
-            None => resolved.file_name().map_or(b"root".to_vec(), |name| name.as_encoded_bytes().to_vec()),
+            None => resolved
+                .file_name()
+                .map_or(b"root".to_vec(), |name| name.as_encoded_bytes().to_vec()),
         };
         let mut sender = Sender {
             directories: Vec::new(),
@@ -43,9 +46,14 @@ impl Sender {
             summary: CopySummary::default(),
             complete: false,
         };
-        let fd = rustix::fs::open(&resolved, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
-            .map_err(|source| failed("open", &resolved, source.into()))?;
-        let stat = fstat(&fd).map_err(|source| failed("read the state of", &resolved, source.into()))?;
+        let fd = rustix::fs::open(
+            &resolved,
+            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+            Mode::empty(),
+        )
+        .map_err(|source| failed("open", &resolved, source.into()))?;
+        let stat =
+            fstat(&fd).map_err(|source| failed("read the state of", &resolved, source.into()))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => sender.begin_file(fd, name, &stat),
             FileType::Directory => sender.begin_directory(fd, name, &stat)?,
@@ -120,8 +128,12 @@ impl Sender {
     }
 
     fn entry(&mut self, name: &CStr) -> Result<(), CopyError> {
-        let Some((parent, _)) = self.directories.last() else { return Ok(()) };
-        let path = self.path.join(Path::new(std::ffi::OsStr::new(&*name.to_string_lossy())));
+        let Some((parent, _)) = self.directories.last() else {
+            return Ok(());
+        };
+        let path = self
+            .path
+            .join(Path::new(std::ffi::OsStr::new(&*name.to_string_lossy())));
         let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             // It was removed since the directory was read.
@@ -135,7 +147,8 @@ impl Sender {
                     .map_err(|source| failed("read the link", &path, source.into()))?;
                 self.summary.entries += 1;
                 let kind = EntryKind::Symlink(target.into_bytes());
-                self.pending.push_back(Record::Entry(described(kind, bytes, &stat)));
+                self.pending
+                    .push_back(Record::Entry(described(kind, bytes, &stat)));
             }
             FileType::RegularFile | FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -145,7 +158,8 @@ impl Sender {
                     Err(source) => return Err(failed("open", &path, source.into())),
                 };
                 // What was opened counts, not what stood there a moment ago.
-                let stat = fstat(&fd).map_err(|source| failed("read the state of", &path, source.into()))?;
+                let stat = fstat(&fd)
+                    .map_err(|source| failed("read the state of", &path, source.into()))?;
                 self.path = path;
                 match FileType::from_raw_mode(stat.st_mode) {
                     FileType::RegularFile => self.begin_file(fd, bytes, &stat),
@@ -163,17 +177,25 @@ impl Sender {
 
     fn begin_file(&mut self, fd: OwnedFd, name: Vec<u8>, stat: &Stat) {
         self.summary.entries += 1;
-        self.pending.push_back(Record::Entry(described(EntryKind::File, name, stat)));
+        self.pending
+            .push_back(Record::Entry(described(EntryKind::File, name, stat)));
         self.file = Some(fd);
     }
 
-    fn begin_directory(&mut self, fd: OwnedFd, name: Vec<u8>, stat: &Stat) -> Result<(), CopyError> {
+    fn begin_directory(
+        &mut self,
+        fd: OwnedFd,
+        name: Vec<u8>,
+        stat: &Stat,
+    ) -> Result<(), CopyError> {
         if self.directories.len() >= MAX_DEPTH {
             return Err(CopyError::TooDeep(self.path.clone()));
         }
-        let listing = Dir::read_from(&fd).map_err(|source| failed("read the directory", &self.path, source.into()))?;
+        let listing = Dir::read_from(&fd)
+            .map_err(|source| failed("read the directory", &self.path, source.into()))?;
         self.summary.entries += 1;
-        self.pending.push_back(Record::Entry(described(EntryKind::Directory, name, stat)));
+        self.pending
+            .push_back(Record::Entry(described(EntryKind::Directory, name, stat)));
         self.directories.push((fd, listing));
         Ok(())
     }
@@ -186,7 +208,10 @@ impl Sender {
     }
 }
 
-#[allow(clippy::unnecessary_cast, reason = "the fields of stat differ in width between platforms")]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "the fields of stat differ in width between platforms"
+)]
 fn described(kind: EntryKind, name: Vec<u8>, stat: &Stat) -> Entry {
     Entry {
         kind,
@@ -199,5 +224,9 @@ fn described(kind: EntryKind, name: Vec<u8>, stat: &Stat) -> Entry {
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> CopyError {
-    CopyError::Io { operation, path: path.to_path_buf(), source }
+    CopyError::Io {
+        operation,
+        path: path.to_path_buf(),
+        source,
+    }
 }

@@ -5,8 +5,8 @@ use super::stream::Stream;
 use super::{ExecPosition, ExecSession, GuestError};
 use bytes::Bytes;
 use innkeeper_agent::message::{
-    AgentEvent, Closing, ErrorKind, ExecRequest, Failure, GuestLog, Hello, Interface, Metrics, MountRequest, Readiness,
-    Reply, Request, SessionInfo, ShutdownKind,
+    AgentEvent, Closing, ErrorKind, ExecRequest, Failure, GuestLog, Hello, Interface, Metrics,
+    MountRequest, Readiness, Reply, Request, SessionInfo, ShutdownKind,
 };
 use innkeeper_agent::mux::{Config, Event, Side, WINDOW};
 use std::sync::Arc;
@@ -27,7 +27,10 @@ pub struct ChannelOptions {
 impl Default for ChannelOptions {
     fn default() -> ChannelOptions {
         let software = concat!("innkeeper ", env!("CARGO_PKG_VERSION")).to_owned();
-        ChannelOptions { software, ping_interval: Some(Duration::from_secs(3)) }
+        ChannelOptions {
+            software,
+            ping_interval: Some(Duration::from_secs(3)),
+        }
     }
 }
 
@@ -102,13 +105,26 @@ impl GuestChannel {
         let events = broadcast::Sender::new(64);
         let pongs = broadcast::Sender::new(64);
         let (told, pushed, ponged) = (status.clone(), events.clone(), pongs.clone());
-        let handler = Box::new(move |_: &Arc<Connection>, event| handle(event, &told, &pushed, &ponged));
+        let handler =
+            Box::new(move |_: &Arc<Connection>, event| handle(event, &told, &pushed, &ponged));
         let (connection, served) = Connection::new(io, config, handler);
         let mut tasks = vec![tokio::spawn(served)];
         if let Some(interval) = options.ping_interval {
-            tasks.push(tokio::spawn(keep_pinging(Arc::clone(&connection), status.clone(), interval)));
+            tasks.push(tokio::spawn(keep_pinging(
+                Arc::clone(&connection),
+                status.clone(),
+                interval,
+            )));
         }
-        GuestChannel { handle: Arc::new(Handle { connection, status, events, pongs, tasks }) }
+        GuestChannel {
+            handle: Arc::new(Handle {
+                connection,
+                status,
+                events,
+                pongs,
+                tasks,
+            }),
+        }
     }
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {
@@ -135,7 +151,9 @@ impl GuestChannel {
             Ok(Ok(status)) => status.clone(),
         };
         match (status.phase, status.hello) {
-            (AgentPhase::Incompatible, Some(hello)) => Err(GuestError::Incompatible(hello.version.major)),
+            (AgentPhase::Incompatible, Some(hello)) => {
+                Err(GuestError::Incompatible(hello.version.major))
+            }
             (AgentPhase::Ready | AgentPhase::Silent { .. }, Some(hello)) => Ok(hello),
             _ => Err(GuestError::NotConnected),
         }
@@ -145,7 +163,10 @@ impl GuestChannel {
     pub async fn ping(&self, limit: Duration) -> Result<Duration, GuestError> {
         let mut pongs = self.handle.pongs.subscribe();
         let started = Instant::now();
-        let payload = Bytes::from(format!("{:x}-{started:?}", Arc::as_ptr(&self.handle) as usize));
+        let payload = Bytes::from(format!(
+            "{:x}-{started:?}",
+            Arc::as_ptr(&self.handle) as usize
+        ));
         let payload = payload.slice(..payload.len().min(64));
         self.handle.connection.ping(&payload)?;
         let answered = async {
@@ -157,7 +178,9 @@ impl GuestChannel {
                 }
             }
         };
-        tokio::time::timeout(limit, answered).await.unwrap_or(Err(GuestError::TimedOut(limit)))
+        tokio::time::timeout(limit, answered)
+            .await
+            .unwrap_or(Err(GuestError::TimedOut(limit)))
     }
 
     /// Runs a command.
@@ -209,7 +232,9 @@ impl GuestChannel {
 
     /// Sets the guest's wall clock to the host's, as after a resume.
     pub async fn set_time(&self, time: std::time::SystemTime) -> Result<(), GuestError> {
-        let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since = time
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         let unix_nanoseconds = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         self.done(&Request::SetTime { unix_nanoseconds }).await
     }
@@ -221,7 +246,10 @@ impl GuestChannel {
 
     /// Sets the guest's host name until its next boot.
     pub async fn set_hostname(&self, hostname: &str) -> Result<(), GuestError> {
-        self.done(&Request::SetHostname { hostname: hostname.to_owned() }).await
+        self.done(&Request::SetHostname {
+            hostname: hostname.to_owned(),
+        })
+        .await
     }
 
     /// Reads a log of the guest, at most its last MiB.
@@ -230,7 +258,9 @@ impl GuestChannel {
         let mut all = Vec::new();
         while let Some(bytes) = stream.next_bytes(1).await? {
             if all.len() + bytes.len() > 2 * 1024 * 1024 {
-                return Err(GuestError::Protocol("a log is longer than it may be".to_owned()));
+                return Err(GuestError::Protocol(
+                    "a log is longer than it may be".to_owned(),
+                ));
             }
             all.extend_from_slice(&bytes);
         }
@@ -238,7 +268,9 @@ impl GuestChannel {
     }
 
     async fn ask(&self, request: &Request) -> Result<Reply, GuestError> {
-        Stream::open(self.connection(), request, [0, 0])?.reply().await
+        Stream::open(self.connection(), request, [0, 0])?
+            .reply()
+            .await
     }
 
     async fn done(&self, request: &Request) -> Result<(), GuestError> {
@@ -263,7 +295,11 @@ fn handle(
     match event {
         None => status.send_modify(|status| status.phase = AgentPhase::Closed),
         Some(Event::Established(hello)) => status.send_modify(|status| {
-            *status = AgentStatus { phase: AgentPhase::Ready, hello: Some(hello), ..AgentStatus::default() };
+            *status = AgentStatus {
+                phase: AgentPhase::Ready,
+                hello: Some(hello),
+                ..AgentStatus::default()
+            };
         }),
         Some(Event::Incompatible(hello)) => status.send_modify(|status| {
             status.phase = AgentPhase::Incompatible;
@@ -272,12 +308,16 @@ fn handle(
         Some(Event::Lost) => status.send_modify(|status| status.phase = AgentPhase::Waiting),
         Some(Event::Pushed(json)) => {
             // An event of a newer agent is skipped.
-            let Ok(event) = serde_json::from_slice::<AgentEvent>(&json) else { return };
+            let Ok(event) = serde_json::from_slice::<AgentEvent>(&json) else {
+                return;
+            };
             match &event {
                 AgentEvent::Addresses { interfaces } => {
                     status.send_modify(|status| status.interfaces.clone_from(interfaces));
                 }
-                AgentEvent::Halting { how } => status.send_modify(|status| status.halting = Some(*how)),
+                AgentEvent::Halting { how } => {
+                    status.send_modify(|status| status.halting = Some(*how))
+                }
                 _ => {}
             }
             // Nobody may be listening.
@@ -291,7 +331,11 @@ fn handle(
 }
 
 /// Pings, and tells of silence and its end. Acts on nothing.
-async fn keep_pinging(connection: Arc<Connection>, status: watch::Sender<AgentStatus>, interval: Duration) {
+async fn keep_pinging(
+    connection: Arc<Connection>,
+    status: watch::Sender<AgentStatus>,
+    interval: Duration,
+) {
     let mut sent = None;
     loop {
         tokio::time::sleep(interval).await;
@@ -299,7 +343,9 @@ async fn keep_pinging(connection: Arc<Connection>, status: watch::Sender<AgentSt
         status.send_if_modified(|status| {
             let silent = match (seen, sent) {
                 // Only silence after a ping counts: before it nobody had to say anything.
-                (Some(seen), Some(sent)) if seen < sent && seen.elapsed() >= interval * 2 => Some(seen),
+                (Some(seen), Some(sent)) if seen < sent && seen.elapsed() >= interval * 2 => {
+                    Some(seen)
+                }
                 _ => None,
             };
             let phase = match (&status.phase, silent) {
@@ -323,5 +369,8 @@ async fn keep_pinging(connection: Arc<Connection>, status: watch::Sender<AgentSt
 
 /// The failure that a relay gives when it has no agent.
 pub(crate) fn not_connected() -> Closing {
-    Closing::Failed(Failure::new(ErrorKind::LinkLost, "the guest's agent is not connected"))
+    Closing::Failed(Failure::new(
+        ErrorKind::LinkLost,
+        "the guest's agent is not connected",
+    ))
 }

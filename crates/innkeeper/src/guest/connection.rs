@@ -40,14 +40,26 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Makes the connection and the future that serves it until the stream ends.
-    pub(crate) fn new<T>(io: T, config: Config, handler: Handler) -> (Arc<Connection>, impl Future<Output = ()> + Send)
+    pub(crate) fn new<T>(
+        io: T,
+        config: Config,
+        handler: Handler,
+    ) -> (Arc<Connection>, impl Future<Output = ()> + Send)
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
     {
         let mut mux = Mux::new(config, nonce());
         mux.connect();
-        let inner = Mutex::new(Inner { mux, sinks: HashMap::new(), last_seen: None });
-        let connection = Arc::new(Connection { inner, outgoing: Notify::new(), handler });
+        let inner = Mutex::new(Inner {
+            mux,
+            sinks: HashMap::new(),
+            last_seen: None,
+        });
+        let connection = Arc::new(Connection {
+            inner,
+            outgoing: Notify::new(),
+            handler,
+        });
         let served = Arc::clone(&connection);
         let future = async move {
             let (reader, writer) = tokio::io::split(io);
@@ -80,7 +92,11 @@ impl Connection {
     }
 
     /// Opens a stream and sets who hears of it, before anything can come.
-    pub(crate) fn open(&self, request: Bytes, sink: impl FnOnce(u32) -> Sink) -> Result<u32, SendError> {
+    pub(crate) fn open(
+        &self,
+        request: Bytes,
+        sink: impl FnOnce(u32) -> Sink,
+    ) -> Result<u32, SendError> {
         let mut inner = self.lock();
         let stream = inner.mux.open(request)?;
         let sink = sink(stream);
@@ -134,7 +150,9 @@ impl Connection {
     fn dispatch(self: &Arc<Self>) {
         loop {
             let mut inner = self.lock();
-            let Some(event) = inner.mux.next_event() else { break };
+            let Some(event) = inner.mux.next_event() else {
+                break;
+            };
             match event {
                 Event::Stream { stream, incoming } => {
                     let sink = match incoming {
@@ -149,7 +167,8 @@ impl Connection {
                 Event::Lost => {
                     let sinks: Vec<Sink> = inner.sinks.drain().map(|(_, sink)| sink).collect();
                     drop(inner);
-                    let closing = Closing::Failed(Failure::new(ErrorKind::LinkLost, "the link was lost"));
+                    let closing =
+                        Closing::Failed(Failure::new(ErrorKind::LinkLost, "the link was lost"));
                     for sink in sinks {
                         sink(Incoming::Closed(closing.clone()));
                     }
@@ -192,7 +211,9 @@ impl Connection {
             {
                 let mut inner = self.lock();
                 while size < WRITE_SIZE {
-                    let Some(frame) = inner.mux.next_frame() else { break };
+                    let Some(frame) = inner.mux.next_frame() else {
+                        break;
+                    };
                     size += frame.header.len() + frame.payload.len();
                     small.extend_from_slice(&frame.header);
                     if frame.payload.len() < LARGE {
@@ -229,7 +250,10 @@ impl Connection {
     }
 }
 
-async fn write_pieces(writer: &mut (impl AsyncWrite + Unpin), pieces: &[Bytes]) -> std::io::Result<()> {
+async fn write_pieces(
+    writer: &mut (impl AsyncWrite + Unpin),
+    pieces: &[Bytes],
+) -> std::io::Result<()> {
     let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
     let mut rest = &mut slices[..];
     while !rest.is_empty() {

@@ -1,11 +1,13 @@
 //! Copies between host and guest: trees stream through, file IO on a blocking thread.
 
+use super::GuestError;
 use super::channel::{GuestChannel, unexpected};
 use super::stream::Stream;
-use super::GuestError;
 use bytes::Bytes;
 use innkeeper_agent::copy::{CopyError, Receiver, ReceiverOptions, Sender};
-use innkeeper_agent::message::{Closing, CopyInRequest, CopyOutRequest, CopySummary, Reply, Request};
+use innkeeper_agent::message::{
+    Closing, CopyInRequest, CopyOutRequest, CopySummary, Reply, Request,
+};
 use innkeeper_agent::mux::MAX_WINDOW;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,7 +43,10 @@ impl GuestChannel {
         request: CopyInRequest,
         progress: &CopyProgress,
     ) -> Result<CopySummary, GuestError> {
-        let failed = |source_error| GuestError::Copy { path: source.to_path_buf(), source: source_error };
+        let failed = |source_error| GuestError::Copy {
+            path: source.to_path_buf(),
+            source: source_error,
+        };
         let path = source.to_path_buf();
         let (chunks, mut received) = mpsc::channel::<Bytes>(QUEUE);
         let (opened, open_result) = tokio::sync::oneshot::channel::<()>();
@@ -57,7 +62,10 @@ impl GuestChannel {
             Ok(sender.summary().skipped)
         });
         if open_result.await.is_err() {
-            return Err(walked(walk).await.err().map_or(GuestError::LinkLost, failed));
+            return Err(walked(walk)
+                .await
+                .err()
+                .map_or(GuestError::LinkLost, failed));
         }
         let stream = Stream::open(self.connection(), &Request::CopyIn(request), [0, 0])?;
         while let Some(chunk) = received.recv().await {
@@ -84,12 +92,23 @@ impl GuestChannel {
         destination: &Path,
         progress: &CopyProgress,
     ) -> Result<CopySummary, GuestError> {
-        let failed = |source_error| GuestError::Copy { path: destination.to_path_buf(), source: source_error };
+        let failed = |source_error| GuestError::Copy {
+            path: destination.to_path_buf(),
+            source: source_error,
+        };
         let path = destination.to_path_buf();
-        let options = ReceiverOptions { mode_mask: 0o777, owner: None, create_parents: false };
+        let options = ReceiverOptions {
+            mode_mask: 0o777,
+            owner: None,
+            create_parents: false,
+        };
         let receiver = tokio::task::spawn_blocking(move || Receiver::create(&path, options));
         let mut receiver = walked(receiver).await.map_err(failed)?;
-        let stream = Stream::open(self.connection(), &Request::CopyOut(request), [MAX_WINDOW, 0])?;
+        let stream = Stream::open(
+            self.connection(),
+            &Request::CopyOut(request),
+            [MAX_WINDOW, 0],
+        )?;
         let (chunks, mut received) = mpsc::channel::<Bytes>(QUEUE);
         let writer = tokio::task::spawn_blocking(move || -> Result<Receiver, CopyError> {
             while let Some(chunk) = received.blocking_recv() {
@@ -117,12 +136,19 @@ impl GuestChannel {
         let receiver = walked(writer).await.map_err(failed)?;
         ended?;
         let reply = stream.reply().await?;
-        let Reply::Copied(told) = reply else { return Err(unexpected(&reply)) };
+        let Reply::Copied(told) = reply else {
+            return Err(unexpected(&reply));
+        };
         if !receiver.is_complete() {
-            return Err(failed(CopyError::Malformed("it ended before its last entry")));
+            return Err(failed(CopyError::Malformed(
+                "it ended before its last entry",
+            )));
         }
         stream.set_farewell(Closing::Done);
-        Ok(CopySummary { skipped: told.skipped, ..receiver.summary() })
+        Ok(CopySummary {
+            skipped: told.skipped,
+            ..receiver.summary()
+        })
     }
 }
 

@@ -25,11 +25,19 @@ pub struct ExecPosition {
 impl ExecPosition {
     /// Gives the position of somebody who has read nothing of a session yet.
     pub fn unknown(session: u64) -> ExecPosition {
-        ExecPosition { session, stdout: None, stderr: None }
+        ExecPosition {
+            session,
+            stdout: None,
+            stderr: None,
+        }
     }
 
     pub(crate) fn request(self) -> AttachRequest {
-        AttachRequest { session: self.session, stdout_offset: self.stdout, stderr_offset: self.stderr }
+        AttachRequest {
+            session: self.session,
+            stdout_offset: self.stdout,
+            stderr_offset: self.stderr,
+        }
     }
 }
 
@@ -47,17 +55,34 @@ pub struct ExecSession {
 }
 
 impl ExecSession {
-    pub(crate) async fn start(channel: &GuestChannel, request: &Request) -> Result<ExecSession, GuestError> {
-        let stream = Arc::new(Stream::open(channel.connection(), request, [WINDOW, WINDOW])?);
-        let (session, pid, stdin_offset, stdout_offset, stderr_offset) = match stream.reply().await? {
-            Reply::Started { session, pid, stdin_offset, stdout_offset, stderr_offset } => {
-                (session, pid, stdin_offset, stdout_offset, stderr_offset)
-            }
-            other => return Err(unexpected(&other)),
+    pub(crate) async fn start(
+        channel: &GuestChannel,
+        request: &Request,
+    ) -> Result<ExecSession, GuestError> {
+        let stream = Arc::new(Stream::open(
+            channel.connection(),
+            request,
+            [WINDOW, WINDOW],
+        )?);
+        let (session, pid, stdin_offset, stdout_offset, stderr_offset) =
+            match stream.reply().await? {
+                Reply::Started {
+                    session,
+                    pid,
+                    stdin_offset,
+                    stdout_offset,
+                    stderr_offset,
+                } => (session, pid, stdin_offset, stdout_offset, stderr_offset),
+                other => return Err(unexpected(&other)),
+            };
+        let output = |channel| ExecOutput {
+            stream: Arc::clone(&stream),
+            channel,
         };
-        let output = |channel| ExecOutput { stream: Arc::clone(&stream), channel };
         Ok(ExecSession {
-            stdin: ExecInput { stream: Arc::clone(&stream) },
+            stdin: ExecInput {
+                stream: Arc::clone(&stream),
+            },
             stdout: output(1),
             stderr: output(2),
             control: ExecControl {
@@ -161,7 +186,8 @@ impl ExecControl {
     }
 
     fn input(&self, input: &Input) -> Result<(), GuestError> {
-        let json = serde_json::to_vec(input).map_err(|error| GuestError::Protocol(error.to_string()))?;
+        let json =
+            serde_json::to_vec(input).map_err(|error| GuestError::Protocol(error.to_string()))?;
         self.stream.message(json)
     }
 }
@@ -172,7 +198,11 @@ pub struct ExecInput {
 }
 
 impl AsyncWrite for ExecInput {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.stream.poll_write(0, bytes, context).map_err(io_error)
     }
 
@@ -193,11 +223,18 @@ pub struct ExecOutput {
 }
 
 impl AsyncRead for ExecOutput {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        match ready!(self.stream.poll_bytes(self.channel, buffer.remaining(), context)) {
+        match ready!(
+            self.stream
+                .poll_bytes(self.channel, buffer.remaining(), context)
+        ) {
             Ok(Some(bytes)) => {
                 buffer.put_slice(&bytes);
                 Poll::Ready(Ok(()))

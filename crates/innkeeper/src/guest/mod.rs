@@ -37,7 +37,9 @@ pub enum GuestError {
     #[error("the link to the guest's agent was lost")]
     LinkLost,
     /// The agent speaks another major version of the protocol.
-    #[error("the guest's agent speaks protocol version {0}, which this program does not: update the agent")]
+    #[error(
+        "the guest's agent speaks protocol version {0}, which this program does not: update the agent"
+    )]
     Incompatible(u16),
     /// The command does not exist in the guest (exit code 127).
     #[error("{0}")]

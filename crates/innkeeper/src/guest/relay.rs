@@ -31,7 +31,13 @@ where
         None => (Vec::new(), None),
     };
     let software = concat!("innkeeper keeper ", env!("CARGO_PKG_VERSION")).to_owned();
-    let config = Config { side: Side::Agent, software, features, guest, max_streams: CLIENT_STREAMS };
+    let config = Config {
+        side: Side::Agent,
+        software,
+        features,
+        guest,
+        max_streams: CLIENT_STREAMS,
+    };
     let upstream = Arc::clone(channel.connection());
     let handler = Box::new(move |client: &Arc<Connection>, event| {
         if let Some(Event::Opened { stream, request }) = event {
@@ -45,7 +51,9 @@ where
             match events.recv().await {
                 Ok(event) => push(&connection, &event),
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => std::future::pending().await,
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => {
+                    std::future::pending().await
+                }
             }
         }
     };
@@ -68,7 +76,9 @@ fn join(client: &Arc<Connection>, stream: u32, request: Bytes, upstream: &Arc<Co
     let agent = Arc::downgrade(upstream);
     let opened = upstream.open(request, |agent_stream| -> Sink {
         Arc::new(move |incoming| match (back.upgrade(), agent.upgrade()) {
-            (Some(client), Some(agent)) => pass(incoming, &client, stream, &agent, agent_stream, false),
+            (Some(client), Some(agent)) => {
+                pass(incoming, &client, stream, &agent, agent_stream, false)
+            }
             (None, Some(agent)) => agent.close(agent_stream, &Closing::Gone),
             _ => {}
         })
@@ -88,16 +98,31 @@ fn join(client: &Arc<Connection>, stream: u32, request: Bytes, upstream: &Arc<Co
 }
 
 /// Passes what came from one side on to the other.
-fn pass(incoming: Incoming, to: &Connection, to_stream: u32, from: &Connection, from_stream: u32, from_client: bool) {
+fn pass(
+    incoming: Incoming,
+    to: &Connection,
+    to_stream: u32,
+    from: &Connection,
+    from_stream: u32,
+    from_client: bool,
+) {
     let passed = match incoming {
         Incoming::Message(message) => to.message(to_stream, message),
         Incoming::Data { channel, bytes } => to.data(to_stream, channel, bytes),
         Incoming::Credit { channel, delta } => to.grant(to_stream, channel, delta),
         Incoming::End { channel } => to.end(to_stream, channel),
         Incoming::Closed(closing) => {
-            let lost = matches!(&closing, Closing::Failed(failure) if failure.kind == ErrorKind::LinkLost);
+            let lost =
+                matches!(&closing, Closing::Failed(failure) if failure.kind == ErrorKind::LinkLost);
             // A lost client is a consumer that is gone; the agent's own link is well.
-            to.close(to_stream, if from_client && lost { &Closing::Gone } else { &closing });
+            to.close(
+                to_stream,
+                if from_client && lost {
+                    &Closing::Gone
+                } else {
+                    &closing
+                },
+            );
             Ok(())
         }
     };

@@ -35,7 +35,10 @@ struct State {
 
 impl State {
     fn wake_all(&mut self) {
-        let readers = self.channels.iter_mut().flat_map(|channel| [channel.reader.take(), channel.writer.take()]);
+        let readers = self
+            .channels
+            .iter_mut()
+            .flat_map(|channel| [channel.reader.take(), channel.writer.take()]);
         for waker in readers.chain([self.message_reader.take()]).flatten() {
             waker.wake();
         }
@@ -51,13 +54,22 @@ pub(crate) struct Stream {
 
 impl Stream {
     /// Opens a stream with a window on stdout's and stderr's channel.
-    pub(crate) fn open(connection: &Arc<Connection>, request: &Request, windows: [u32; 2]) -> Result<Stream, GuestError> {
-        let json = serde_json::to_vec(request).map_err(|error| GuestError::Protocol(error.to_string()))?;
+    pub(crate) fn open(
+        connection: &Arc<Connection>,
+        request: &Request,
+        windows: [u32; 2],
+    ) -> Result<Stream, GuestError> {
+        let json =
+            serde_json::to_vec(request).map_err(|error| GuestError::Protocol(error.to_string()))?;
         let state = Arc::new(Mutex::new(State::default()));
         let sink_state = Arc::clone(&state);
         let sink: Sink = Arc::new(move |incoming| take(&sink_state, incoming));
         let id = connection.open(json.into(), |_| sink)?;
-        let stream = Stream { connection: Arc::clone(connection), id, state };
+        let stream = Stream {
+            connection: Arc::clone(connection),
+            id,
+            state,
+        };
         for (channel, window) in [1u8, 2].into_iter().zip(windows) {
             if window > 0 {
                 stream.connection.grant(id, channel, window)?;
@@ -88,7 +100,8 @@ impl Stream {
     fn poll_reply(&self, context: &mut Context<'_>) -> Poll<Result<Reply, GuestError>> {
         let mut state = self.lock();
         if let Some(message) = state.messages.pop_front() {
-            let reply = serde_json::from_slice(&message).map_err(|error| GuestError::Protocol(error.to_string()));
+            let reply = serde_json::from_slice(&message)
+                .map_err(|error| GuestError::Protocol(error.to_string()));
             return Poll::Ready(reply);
         }
         if let Some(closing) = &state.closed {
@@ -109,7 +122,11 @@ impl Stream {
         let closed = state.closed.clone();
         let slot = &mut state.channels[usize::from(channel)];
         if let Some(front) = slot.queue.front_mut() {
-            let bytes = if front.len() <= limit { std::mem::take(front) } else { front.split_to(limit) };
+            let bytes = if front.len() <= limit {
+                std::mem::take(front)
+            } else {
+                front.split_to(limit)
+            };
             if !front.has_remaining() {
                 slot.queue.pop_front();
             }
@@ -134,7 +151,11 @@ impl Stream {
     }
 
     /// Waits for credit on a channel.
-    pub(crate) fn poll_writable(&self, channel: u8, context: &mut Context<'_>) -> Poll<Result<usize, GuestError>> {
+    pub(crate) fn poll_writable(
+        &self,
+        channel: u8,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<usize, GuestError>> {
         let mut state = self.lock();
         if let Some(closing) = &state.closed {
             return Poll::Ready(Err(GuestError::closed(closing.clone())));
@@ -148,21 +169,31 @@ impl Stream {
         }
     }
 
-    pub(crate) fn poll_write(&self, channel: u8, bytes: &[u8], context: &mut Context<'_>) -> Poll<Result<usize, GuestError>> {
+    pub(crate) fn poll_write(
+        &self,
+        channel: u8,
+        bytes: &[u8],
+        context: &mut Context<'_>,
+    ) -> Poll<Result<usize, GuestError>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
         let credit = ready!(self.poll_writable(channel, context))?;
-        let count = credit.min(bytes.len()).min(innkeeper_agent::frame::MAX_PAYLOAD);
-        self.connection.data(self.id, channel, Bytes::copy_from_slice(&bytes[..count]))?;
+        let count = credit
+            .min(bytes.len())
+            .min(innkeeper_agent::frame::MAX_PAYLOAD);
+        self.connection
+            .data(self.id, channel, Bytes::copy_from_slice(&bytes[..count]))?;
         Poll::Ready(Ok(count))
     }
 
     /// Sends bytes without copying them, as credit comes.
     pub(crate) async fn send(&self, channel: u8, mut bytes: Bytes) -> Result<(), GuestError> {
         while !bytes.is_empty() {
-            let credit = std::future::poll_fn(|context| self.poll_writable(channel, context)).await?;
-            self.connection.data(self.id, channel, bytes.split_to(credit.min(bytes.len())))?;
+            let credit =
+                std::future::poll_fn(|context| self.poll_writable(channel, context)).await?;
+            self.connection
+                .data(self.id, channel, bytes.split_to(credit.min(bytes.len())))?;
         }
         Ok(())
     }
@@ -192,7 +223,10 @@ fn take(state: &Mutex<State>, incoming: Incoming) {
     match incoming {
         Incoming::Message(message) => {
             if state.messages.len() >= MAX_MESSAGES {
-                let failure = Failure::new(ErrorKind::Protocol, "it sent more messages than anybody asked for");
+                let failure = Failure::new(
+                    ErrorKind::Protocol,
+                    "it sent more messages than anybody asked for",
+                );
                 state.closed = Some(Closing::Failed(failure));
                 state.wake_all();
                 return;

@@ -31,7 +31,7 @@ use crate::engine::ports::{check_forwards, choose_ssh_port};
 use crate::engine::recover::{self, Found};
 use crate::error::{Error, Result};
 use crate::machine::{Decision, Operation, Power, PowerEvent, Readiness, Request, admit};
-use crate::spec::{self, VmSpec};
+use crate::spec::VmSpec;
 use crate::store::{Bundle, FileLock, Identity, RecordedPower, Root, Run};
 
 /// How long a hypervisor may take to quit after its guest has powered off, before it is killed.
@@ -576,6 +576,10 @@ impl Actor {
             MachineEvent::GuestPanicked => {
                 self.facts.panicked = true;
                 self.note(EventKind::Note { message: "the guest's kernel panicked".to_owned() });
+            }
+            MachineEvent::Faulted(why) => {
+                self.power(PowerEvent::Paused);
+                self.note(EventKind::Note { message: format!("the hypervisor stopped the CPUs: {why}") });
             }
             MachineEvent::ControlLost(why) => {
                 self.live.stale_since.get_or_insert_with(timestamp);

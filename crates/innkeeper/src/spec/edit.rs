@@ -213,7 +213,7 @@ fn kind(place: &Json) -> Kind {
 fn nearest<'a>(part: &str, names: impl Iterator<Item = &'a String>) -> Option<&'a str> {
     names
         .map(|name| (strsim::damerau_levenshtein(part, name), name.as_str()))
-        .filter(|(distance, name)| *distance <= 1 + name.len() / 4)
+        .filter(|(distance, name)| *distance <= (name.len() / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }
@@ -221,7 +221,11 @@ fn nearest<'a>(part: &str, names: impl Iterator<Item = &'a String>) -> Option<&'
 fn apply(text: &str, edit: &Edit) -> Result<String, EditError> {
     let (steps, kind) = resolve(&edit.path)?;
     let invalid = |problems| EditError::Invalid(SpecProblems::new(ORIGIN, problems));
-    let root = node::load(text).map_err(invalid)?;
+    let loaded = node::load(text).map_err(invalid)?;
+    if !loaded.duplicates.is_empty() {
+        return Err(invalid(loaded.duplicates));
+    }
+    let root = loaded.root;
     if !matches!(root.value, Value::Map(_)) {
         return read(text, ORIGIN)
             .map(|_| text.to_owned())
@@ -406,7 +410,10 @@ fn structure(
 ) -> Result<Document, EditError> {
     let wanted = "a list or map in YAML, such as [a, b] or {name: value}";
     match node::load(value) {
-        Ok(node) if !matches!(node.value, Value::Scalar { .. }) && !value.trim().is_empty() => {}
+        Ok(loaded)
+            if !matches!(loaded.root.value, Value::Scalar { .. })
+                && loaded.duplicates.is_empty()
+                && value.contains(['[', '{', ':', '-']) => {}
         _ => return Err(wrong(wanted)),
     }
     Document::from_str(value).map_err(|_| wrong(wanted))

@@ -80,13 +80,6 @@ impl<'a> At<'a> {
         None
     }
 
-    fn is_null(&self) -> bool {
-        match &self.node.value {
-            Value::Scalar { text, quoted } => !quoted && resolve(text) == Plain::Null,
-            _ => false,
-        }
-    }
-
     fn refuse_type<T>(&self, wanted: &str) -> Option<T> {
         let found = match &self.node.value {
             Value::List(_) => "a list".to_owned(),
@@ -251,7 +244,7 @@ impl<'a> Fields<'a> {
         self.known.push(name);
         let (_, node) = self.entries.iter().find(|(key, _)| key.name == name)?;
         let at = self.at.child(name, node);
-        if at.is_null() {
+        if at.node.is_null() {
             return at.refuse_with("has no value", "give it one, or remove the line");
         }
         Some(at)
@@ -294,7 +287,7 @@ impl<'a> Fields<'a> {
                         known,
                     )
                 })
-                .filter(|(distance, known)| *distance <= 1 + known.len() / 4)
+                .filter(|(distance, known)| *distance <= (known.len() / 3).max(1))
                 .min_by_key(|(distance, _)| *distance);
             let hint = match nearest {
                 Some((_, known)) => format!("did you mean `{known}`?"),

@@ -57,6 +57,15 @@ pub(super) enum Plain {
     Text,
 }
 
+/// A text as a tree.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    /// The value that the text is.
+    pub(super) root: Node,
+    /// Keys that stand twice in a map; the first use is the one that readers find.
+    pub(super) duplicates: Vec<SpecProblem>,
+}
+
 /// Tells what a plain word is.
 pub(super) fn resolve(word: &str) -> Plain {
     match word {
@@ -129,7 +138,7 @@ fn problem(place: Place, message: impl Into<String>, hint: Option<&str>) -> Spec
 /// # Errors
 /// What the text has that YAML, or this stricter form of it, does not allow. A broken text gives its first problem only, except
 /// tabs, which are all named.
-pub(super) fn load(text: &str) -> Result<Node, Vec<SpecProblem>> {
+pub(super) fn load(text: &str) -> Result<Loaded, Vec<SpecProblem>> {
     let start = Place { line: 1, column: 1 };
     if text.len() > MAX_TEXT {
         let message = format!(
@@ -147,13 +156,24 @@ pub(super) fn load(text: &str) -> Result<Node, Vec<SpecProblem>> {
             .take(event, place(&span.start))
             .map_err(|problem| vec![problem])?;
     }
-    if builder.duplicates.is_empty() {
-        Ok(builder.root.unwrap_or(Node {
-            place: start,
-            value: Value::Map(Vec::new()),
-        }))
-    } else {
-        Err(builder.duplicates)
+    let empty = Node {
+        place: start,
+        value: Value::Map(Vec::new()),
+    };
+    let root = builder.root.filter(|root| !root.is_null());
+    Ok(Loaded {
+        root: root.unwrap_or(empty),
+        duplicates: builder.duplicates,
+    })
+}
+
+impl Node {
+    /// Tells whether it is a word that means nothing, such as `~`, or no word at all.
+    pub(super) fn is_null(&self) -> bool {
+        match &self.value {
+            Value::Scalar { text, quoted } => !quoted && resolve(text) == Plain::Null,
+            _ => false,
+        }
     }
 }
 

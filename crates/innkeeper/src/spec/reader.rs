@@ -2,6 +2,7 @@
 //!
 //! It looks at nothing outside the text: whether a kernel is there or this host has so much memory is for the engine to say.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr};
@@ -32,10 +33,11 @@ pub(super) const MAX_SEED_ITEMS: usize = 1024;
 /// # Errors
 /// Every problem that the text has, with line and column. A text that is not YAML at all has only its first one.
 pub fn read(text: &str, origin: &str) -> Result<VmSpec, SpecProblems> {
-    let root = node::load(text).map_err(|problems| SpecProblems::new(origin, problems))?;
+    let loaded = node::load(text).map_err(|problems| SpecProblems::new(origin, problems))?;
     let sink = Sink::default();
-    let spec = read_root(&root, &sink);
-    let problems = sink.into_problems();
+    let spec = read_root(&loaded.root, &sink);
+    let mut problems = sink.into_problems();
+    problems.extend(loaded.duplicates);
     match spec {
         Some(spec) if problems.is_empty() => Ok(spec),
         _ => Err(SpecProblems::new(origin, problems)),
@@ -53,6 +55,7 @@ pub(super) fn read_root(root: &Node, sink: &Sink) -> Option<VmSpec> {
 
 fn vm(mut fields: Fields<'_>) -> Option<VmSpec> {
     let default = VmSpec::default();
+    let mounts = Unique::new();
     let spec = VmSpec {
         image: fields.get("image", |at| at.line(4096).map(str::to_owned)),
         arch: fields.get("arch", word),
@@ -67,9 +70,13 @@ fn vm(mut fields: Fields<'_>) -> Option<VmSpec> {
             .get("memory", |at| size(&at, MEMORY))
             .unwrap_or(default.memory),
         boot: fields.get("boot", boot).unwrap_or(default.boot),
-        disks: fields.get("disks", disks).unwrap_or(default.disks),
+        disks: fields
+            .get("disks", |at| disks(at, &mounts))
+            .unwrap_or(default.disks),
         networks: fields.get("networks", networks).unwrap_or(default.networks),
-        shares: fields.get("shares", shares).unwrap_or(default.shares),
+        shares: fields
+            .get("shares", |at| shares(at, &mounts))
+            .unwrap_or(default.shares),
         ready: fields.get("ready", |at| at.parse()),
         ready_timeout: fields
             .get("ready_timeout", |at| wait(&at))
@@ -148,10 +155,12 @@ fn size(at: &At<'_>, (least, most): (Bytes, Bytes)) -> Option<Bytes> {
 }
 
 fn wait(at: &At<'_>) -> Option<Duration> {
-    let duration = match parse_duration(at.line(64)?) {
-        Ok(duration) => duration,
-        Err(error) => return at.refuse(error.to_string()),
+    let text = match &at.node.value {
+        // A bare number is no text, but what it lacks is a unit, not quotes.
+        Value::Scalar { text, .. } => text,
+        _ => return at.refuse("must be a duration such as 90s or 10min"),
     };
+    let duration = checked(at, parse_duration(text))?;
     if duration.is_zero() || duration > LONGEST_WAIT {
         return at.refuse("must be more than 0s and at most 7d");
     }
@@ -204,41 +213,40 @@ fn boot(at: At<'_>) -> Option<BootSpec> {
     Some(spec)
 }
 
-/// Notes the items of a list that repeat something of an earlier one.
-struct Unique<K>(HashSet<K>);
+/// Refuses a value that stands twice where each must be another.
+struct Unique<K>(RefCell<HashSet<K>>);
 
 impl<K: Hash + Eq> Unique<K> {
     fn new() -> Self {
-        Unique(HashSet::new())
+        Unique(RefCell::new(HashSet::new()))
     }
 
-    fn add(&mut self, at: &At<'_>, key: K, message: impl FnOnce() -> String) {
-        if !self.0.insert(key) {
+    fn add(&self, at: &At<'_>, key: K, message: impl FnOnce() -> String) {
+        if !self.0.borrow_mut().insert(key) {
             at.refuse::<()>(message());
         }
     }
 }
 
-fn disks(at: At<'_>) -> Option<Vec<DiskSpec>> {
-    let read = at.list(MAX_DISKS, |item| Some((item.clone(), disk(item)?)))?;
-    let mut names = Unique::new();
-    let mut mounts = Unique::new();
-    for (at, disk) in &read {
-        names.add(at, disk.name.clone(), || {
-            format!("two disks are named {:?}", disk.name)
-        });
-        if let Some(mount) = &disk.mount {
-            mounts.add(at, mount.clone(), || {
-                format!("two disks are mounted at {}", mount.display())
-            });
-        }
-    }
-    Some(read.into_iter().map(|(_, disk)| disk).collect())
+/// Where something is mounted in the guest: disks and shares together.
+type Mounts = Unique<PathBuf>;
+
+fn mount_point(at: At<'_>, mounts: &Mounts) -> Option<PathBuf> {
+    let path = path_in_guest(at.clone())?;
+    mounts.add(&at, path.clone(), || {
+        format!("something else is already mounted at {}", path.display())
+    });
+    Some(path)
 }
 
-fn disk(at: At<'_>) -> Option<DiskSpec> {
+fn disks(at: At<'_>, mounts: &Mounts) -> Option<Vec<DiskSpec>> {
+    let names = Unique::new();
+    at.list(MAX_DISKS, |item| disk(item, &names, mounts))
+}
+
+fn disk(at: At<'_>, names: &Unique<String>, mounts: &Mounts) -> Option<DiskSpec> {
     let mut fields = at.fields()?;
-    let name = fields.require("name", disk_name);
+    let name = fields.require("name", |at| disk_name(at, names));
     let size_at = fields.find("size");
     let path_at = fields.find("path");
     let format_at = fields.find("format");
@@ -274,7 +282,7 @@ fn disk(at: At<'_>) -> Option<DiskSpec> {
     let size = size_at.and_then(|at| size(&at, DISK_SIZE));
     let path = path_at.and_then(path_on_host);
     let format = format_at.and_then(word);
-    let mount = mount_at.and_then(path_in_guest);
+    let mount = mount_at.and_then(|at| mount_point(at, mounts));
     fields.finish();
     Some(DiskSpec {
         name: name?,
@@ -286,7 +294,7 @@ fn disk(at: At<'_>) -> Option<DiskSpec> {
     })
 }
 
-fn disk_name(at: At<'_>) -> Option<String> {
+fn disk_name(at: At<'_>, names: &Unique<String>) -> Option<String> {
     let text = at.line(20)?;
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.starts_with('-') || !text.chars().all(allowed) {
@@ -296,44 +304,37 @@ fn disk_name(at: At<'_>) -> Option<String> {
             "use a-z, 0-9 and -, beginning with a letter or digit",
         );
     }
+    names.add(&at, text.to_owned(), || {
+        format!("two disks are named {text:?}")
+    });
     Some(text.to_owned())
 }
 
+/// What no two forwards of a VM may share.
+type Ports = Unique<(&'static str, IpAddr, u16)>;
+
 fn networks(at: At<'_>) -> Option<Vec<NetworkSpec>> {
-    let read = at.list(MAX_NETWORKS, |item| Some((item.clone(), network(item)?)))?;
-    let mut addresses = Unique::new();
-    let mut ports = Unique::new();
-    for (at, network) in &read {
-        if let Some(mac) = network.mac {
-            addresses.add(at, mac, || {
-                format!("two networks have the MAC address {mac}")
-            });
-        }
-        for forward in &network.forwards {
-            let protocol = forward.protocol.word();
-            let (address, port) = (forward.host_address, forward.host_port);
-            ports.add(at, (protocol, address, port), || {
-                format!("two forwards use port {port}/{protocol} of {address}")
-            });
-        }
-    }
-    Some(read.into_iter().map(|(_, network)| network).collect())
+    let addresses = Unique::new();
+    let ports = Unique::new();
+    at.list(MAX_NETWORKS, |item| network(item, &addresses, &ports))
 }
 
-fn network(at: At<'_>) -> Option<NetworkSpec> {
+fn network(at: At<'_>, addresses: &Unique<MacAddr>, ports: &Ports) -> Option<NetworkSpec> {
     let mut fields = at.fields()?;
     let spec = NetworkSpec {
         kind: fields.get("kind", word).unwrap_or(NetworkKind::User),
-        mac: fields.get("mac", mac),
+        mac: fields.get("mac", |at| mac(at, addresses)),
         forwards: fields
-            .get("forwards", |at| at.list(MAX_FORWARDS, forward))
+            .get("forwards", |at| {
+                at.list(MAX_FORWARDS, |item| forward(item, ports))
+            })
             .unwrap_or_default(),
     };
     fields.finish();
     Some(spec)
 }
 
-fn mac(at: At<'_>) -> Option<MacAddr> {
+fn mac(at: At<'_>, addresses: &Unique<MacAddr>) -> Option<MacAddr> {
     let mac: MacAddr = at.parse()?;
     if mac.octets() == [0; 6] {
         return at.refuse("00:00:00:00:00:00 is no address that a guest can have");
@@ -341,13 +342,26 @@ fn mac(at: At<'_>) -> Option<MacAddr> {
     if at.any_text()?.contains('+') {
         return at.refuse("must be six hexadecimal bytes such as 52:54:00:12:34:56");
     }
+    addresses.add(&at, mac, || {
+        format!("two networks have the MAC address {mac}")
+    });
     Some(mac)
 }
 
-fn forward(at: At<'_>) -> Option<ForwardSpec> {
-    if !matches!(at.node.value, Value::Map(_)) {
-        return at.parse();
-    }
+fn forward(at: At<'_>, ports: &Ports) -> Option<ForwardSpec> {
+    let forward = match at.node.value {
+        Value::Map(_) => forward_map(at.clone())?,
+        _ => at.parse()?,
+    };
+    let protocol = forward.protocol.word();
+    let (address, port) = (forward.host_address, forward.host_port);
+    ports.add(&at, (protocol, address, port), || {
+        format!("two forwards use port {port}/{protocol} of {address}")
+    });
+    Some(forward)
+}
+
+fn forward_map(at: At<'_>) -> Option<ForwardSpec> {
     let mut fields = at.fields()?;
     let port = |at: At<'_>| at.integer(1..=65_535).map(|port| port as u16);
     let host_port = fields.require("host_port", port);
@@ -365,24 +379,24 @@ fn forward(at: At<'_>) -> Option<ForwardSpec> {
     })
 }
 
-fn shares(at: At<'_>) -> Option<Vec<ShareSpec>> {
-    let read = at.list(MAX_SHARES, |item| Some((item.clone(), share(item)?)))?;
-    let mut guests = Unique::new();
-    for (at, share) in &read {
-        guests.add(at, share.guest.clone(), || {
-            format!("two shares are seen at {}", share.guest.display())
-        });
-    }
-    Some(read.into_iter().map(|(_, share)| share).collect())
+fn shares(at: At<'_>, mounts: &Mounts) -> Option<Vec<ShareSpec>> {
+    at.list(MAX_SHARES, |item| share(item, mounts))
 }
 
-fn share(at: At<'_>) -> Option<ShareSpec> {
+fn share(at: At<'_>, mounts: &Mounts) -> Option<ShareSpec> {
     if !matches!(at.node.value, Value::Map(_)) {
-        return checked(&at, at.any_text()?.parse());
+        let share: ShareSpec = checked(&at, at.any_text()?.parse())?;
+        mounts.add(&at, share.guest.clone(), || {
+            format!(
+                "something else is already mounted at {}",
+                share.guest.display()
+            )
+        });
+        return Some(share);
     }
     let mut fields = at.fields()?;
     let host = fields.require("host", path_on_host);
-    let guest = fields.require("guest", path_in_guest);
+    let guest = fields.require("guest", |at| mount_point(at, mounts));
     let read_only = fields.get("read_only", |at| at.boolean()).unwrap_or(false);
     fields.finish();
     Some(ShareSpec {

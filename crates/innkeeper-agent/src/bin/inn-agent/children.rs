@@ -22,14 +22,21 @@ pub struct Children {
 
 impl Children {
     pub fn new() -> Arc<Children> {
-        let children = Arc::new(Children { waiting: Mutex::new(HashMap::new()), started: Condvar::new() });
+        let children = Arc::new(Children {
+            waiting: Mutex::new(HashMap::new()),
+            started: Condvar::new(),
+        });
         let reaper = Arc::clone(&children);
         crate::operations::spawn("reaper", move || reaper.reap());
         children
     }
 
     /// Starts a command; `notify` is called from the reaper's thread when it has ended.
-    pub fn spawn(&self, command: &mut Command, notify: Notify) -> std::io::Result<std::process::Child> {
+    pub fn spawn(
+        &self,
+        command: &mut Command,
+        notify: Notify,
+    ) -> std::io::Result<std::process::Child> {
         let mut waiting = lock(&self.waiting);
         let child = command.spawn()?;
         waiting.insert(child.id() as i32, notify);
@@ -46,7 +53,9 @@ impl Children {
                     let waiting = lock(&self.waiting);
                     if waiting.is_empty() {
                         // A child of before may have left orphans to us as init; the timeout finds those.
-                        let _ = self.started.wait_timeout(waiting, std::time::Duration::from_secs(1));
+                        let _ = self
+                            .started
+                            .wait_timeout(waiting, std::time::Duration::from_secs(1));
                     }
                     continue;
                 }

@@ -52,9 +52,16 @@ pub fn run(link: &LinkInfo) {
 
 fn hold(link: &LinkInfo, mut lease: Lease) {
     loop {
-        let name_servers: Vec<IpAddr> = lease.name_servers.iter().copied().map(IpAddr::V4).collect();
+        let name_servers: Vec<IpAddr> =
+            lease.name_servers.iter().copied().map(IpAddr::V4).collect();
         let gateway = lease.gateway.map(IpAddr::V4);
-        if let Err(message) = crate::network::apply(link, lease.address.into(), lease.prefix, gateway, &name_servers) {
+        if let Err(message) = crate::network::apply(
+            link,
+            lease.address.into(),
+            lease.prefix,
+            gateway,
+            &name_servers,
+        ) {
             say(&message);
         }
         let seconds = u64::from(lease.seconds.max(60));
@@ -64,7 +71,10 @@ fn hold(link: &LinkInfo, mut lease: Lease) {
             match acquire(link, Some(&lease)) {
                 Ok(lease) => break lease,
                 Err(error) if Instant::now() >= over => {
-                    say(&format!("the DHCP lease of {} on {} is over: {error}", lease.address, link.name));
+                    say(&format!(
+                        "the DHCP lease of {} on {} is over: {error}",
+                        lease.address, link.name
+                    ));
                     return;
                 }
                 Err(_) => std::thread::sleep(Duration::from_secs(seconds / 16 + 1)),
@@ -74,6 +84,7 @@ fn hold(link: &LinkInfo, mut lease: Lease) {
 }
 
 fn acquire(link: &LinkInfo, previous: Option<&Lease>) -> std::io::Result<Lease> {
+    let invalid = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
     let socket = open(link)?;
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write(&link.mac);
@@ -81,11 +92,15 @@ fn acquire(link: &LinkInfo, previous: Option<&Lease>) -> std::io::Result<Lease> 
     let offer = match previous {
         Some(lease) => (lease.address, lease.server),
         None => {
-            let offer = exchange(&socket, &message(link, transaction, MessageType::Discover, None), MessageType::Offer)?;
+            let offer = exchange(
+                &socket,
+                &message(link, transaction, MessageType::Discover, None).map_err(invalid)?,
+                MessageType::Offer,
+            )?;
             (offer.yiaddr(), server(&offer))
         }
     };
-    let request = message(link, transaction, MessageType::Request, Some(offer));
+    let request = message(link, transaction, MessageType::Request, Some(offer)).map_err(invalid)?;
     let answer = exchange(&socket, &request, MessageType::Ack)?;
     let options = answer.opts();
     let prefix = match options.get(OptionCode::SubnetMask) {
@@ -104,10 +119,23 @@ fn acquire(link: &LinkInfo, previous: Option<&Lease>) -> std::io::Result<Lease> 
         Some(DhcpOption::AddressLeaseTime(seconds)) => *seconds,
         _ => 3600,
     };
-    if answer.yiaddr().is_unspecified() || answer.yiaddr().is_multicast() || answer.yiaddr().is_broadcast() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "the server gave an address that is none"));
+    if answer.yiaddr().is_unspecified()
+        || answer.yiaddr().is_multicast()
+        || answer.yiaddr().is_broadcast()
+    {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidData,
+            "the server gave an address that is none",
+        ));
     }
-    Ok(Lease { address: answer.yiaddr(), prefix, gateway, name_servers, server: server(&answer), seconds })
+    Ok(Lease {
+        address: answer.yiaddr(),
+        prefix,
+        gateway,
+        name_servers,
+        server: server(&answer),
+        seconds,
+    })
 }
 
 fn server(answer: &Message) -> Option<Ipv4Addr> {
@@ -122,9 +150,17 @@ fn message(
     transaction: u32,
     kind: MessageType,
     offer: Option<(Ipv4Addr, Option<Ipv4Addr>)>,
-) -> Message {
-    let mut message = Message::default();
-    message.set_xid(transaction).set_chaddr(&link.mac).set_flags(Flags::default().set_broadcast());
+) -> Result<Message, dhcproto::error::DecodeError> {
+    // Decoded from an empty one (RFC 2131 section 2: request, Ethernet, magic cookie, end) because the crate's
+    // constructors draw an id from getrandom(2), which blocks for long in a guest without a random device.
+    let mut empty = [0u8; 241];
+    empty[..3].copy_from_slice(&[1, 1, 6]);
+    empty[236..].copy_from_slice(&[99, 130, 83, 99, 255]);
+    let mut message = Message::from_bytes(&empty)?;
+    message
+        .set_xid(transaction)
+        .set_chaddr(&link.mac)
+        .set_flags(Flags::default().set_broadcast());
     let options = message.opts_mut();
     options.insert(DhcpOption::MessageType(kind));
     options.insert(DhcpOption::ParameterRequestList(vec![
@@ -139,15 +175,23 @@ fn message(
             options.insert(DhcpOption::ServerIdentifier(server));
         }
     }
-    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let hostname = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     if !hostname.is_empty() && hostname != "(none)" {
         options.insert(DhcpOption::Hostname(hostname));
     }
-    message
+    Ok(message)
 }
 
 fn open(link: &LinkInfo) -> std::io::Result<UdpSocket> {
-    let fd = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let fd = socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     sockopt::set_socket_reuseaddr(&fd, true)?;
     sockopt::set_socket_broadcast(&fd, true)?;
     bind_to_device(&fd, &link.name)?;
@@ -168,12 +212,22 @@ fn bind_to_device(fd: &std::os::fd::OwnedFd, name: &str) -> std::io::Result<()> 
             name.len() as libc::socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 /// Sends until the wanted answer comes, four times at most.
-fn exchange(socket: &UdpSocket, message: &Message, wanted: MessageType) -> std::io::Result<Message> {
-    let invalid = |error: &dyn std::fmt::Display| std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string());
+fn exchange(
+    socket: &UdpSocket,
+    message: &Message,
+    wanted: MessageType,
+) -> std::io::Result<Message> {
+    let invalid = |error: &dyn std::fmt::Display| {
+        std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string())
+    };
     let bytes = message.to_vec().map_err(|error| invalid(&error))?;
     let mut buffer = [0u8; 2048];
     for attempt in 0..4 {
@@ -187,10 +241,19 @@ fn exchange(socket: &UdpSocket, message: &Message, wanted: MessageType) -> std::
             socket.set_read_timeout(Some(left))?;
             let count = match socket.recv(&mut buffer) {
                 Ok(count) => count,
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => break,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                    ) =>
+                {
+                    break;
+                }
                 Err(error) => return Err(error),
             };
-            let Ok(answer) = Message::from_bytes(&buffer[..count]) else { continue };
+            let Ok(answer) = Message::from_bytes(&buffer[..count]) else {
+                continue;
+            };
             if answer.xid() != message.xid() {
                 continue;
             }
@@ -201,5 +264,8 @@ fn exchange(socket: &UdpSocket, message: &Message, wanted: MessageType) -> std::
             }
         }
     }
-    Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no server answered"))
+    Err(std::io::Error::new(
+        std::io::ErrorKind::TimedOut,
+        "no server answered",
+    ))
 }

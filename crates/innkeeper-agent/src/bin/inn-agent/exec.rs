@@ -50,8 +50,15 @@ pub struct Started {
 impl Sessions {
     pub fn new(link: Arc<Link>) -> Arc<Sessions> {
         let children = Children::new();
-        let table = Mutex::new(Table { next: 1, sessions: BTreeMap::new() });
-        let sessions = Arc::new(Sessions { link: Arc::clone(&link), children, table });
+        let table = Mutex::new(Table {
+            next: 1,
+            sessions: BTreeMap::new(),
+        });
+        let sessions = Arc::new(Sessions {
+            link: Arc::clone(&link),
+            children,
+            table,
+        });
         let hooked = Arc::downgrade(&sessions);
         link.on_established(move || {
             if let Some(sessions) = hooked.upgrade() {
@@ -73,7 +80,11 @@ impl Sessions {
             let mut table = lock(&self.table);
             if table.sessions.len() >= MAX_SESSIONS {
                 drop(table);
-                self.link.fail(stream, ErrorKind::Busy, "too many exec sessions in the guest");
+                self.link.fail(
+                    stream,
+                    ErrorKind::Busy,
+                    "too many exec sessions in the guest",
+                );
                 return None;
             }
             let id = table.next;
@@ -84,12 +95,19 @@ impl Sessions {
             Ok(session) => {
                 let session = Arc::new(session);
                 self.subscribe(&session, stream);
-                let request = AttachRequest { session: id, ..AttachRequest::default() };
+                let request = AttachRequest {
+                    session: id,
+                    ..AttachRequest::default()
+                };
                 session.tell(Control::Attach { stream, request });
                 Some(session)
             }
             Err(error) => {
-                self.link.fail(stream, ErrorKind::Other, format!("cannot make a session: {error}"));
+                self.link.fail(
+                    stream,
+                    ErrorKind::Other,
+                    format!("cannot make a session: {error}"),
+                );
                 None
             }
         }
@@ -108,8 +126,16 @@ impl Sessions {
             Err((kind, message)) => return self.link.fail(stream, kind, message),
         };
         session.set_pid(started.pid);
-        lock(&self.table).sessions.insert(session.id(), Arc::clone(session));
-        SessionThread::new(Arc::clone(session), Arc::clone(&self.link), started, request).run();
+        lock(&self.table)
+            .sessions
+            .insert(session.id(), Arc::clone(session));
+        SessionThread::new(
+            Arc::clone(session),
+            Arc::clone(&self.link),
+            started,
+            request,
+        )
+        .run();
         lock(&self.table).sessions.remove(&session.id());
     }
 
@@ -126,20 +152,31 @@ impl Sessions {
 
     fn subscribe(&self, session: &Arc<Session>, stream: u32) {
         let session = Arc::clone(session);
-        self.link.set_sink(stream, Arc::new(move |incoming: Incoming| {
-            session.tell(Control::Incoming { stream, incoming });
-        }));
+        self.link.set_sink(
+            stream,
+            Arc::new(move |incoming: Incoming| {
+                session.tell(Control::Incoming { stream, incoming });
+            }),
+        );
     }
 
     pub fn list(&self) -> Reply {
-        let sessions: Vec<SessionInfo> = lock(&self.table).sessions.values().map(|session| session.info()).collect();
+        let sessions: Vec<SessionInfo> = lock(&self.table)
+            .sessions
+            .values()
+            .map(|session| session.info())
+            .collect();
         Reply::Sessions { sessions }
     }
 
     /// Makes room: the oldest results go when there are too many.
     pub fn ended(&self) {
         let table = lock(&self.table);
-        let ended: Vec<&Arc<Session>> = table.sessions.values().filter(|session| session.is_abandoned()).collect();
+        let ended: Vec<&Arc<Session>> = table
+            .sessions
+            .values()
+            .filter(|session| session.is_abandoned())
+            .collect();
         for session in ended.iter().take(ended.len().saturating_sub(KEPT_SESSIONS)) {
             session.tell(Control::Forget);
         }
@@ -154,19 +191,31 @@ fn start(
     user: Option<&User>,
     notify: Box<dyn FnOnce(innkeeper_agent::message::ExitStatus) + Send>,
 ) -> Result<Started, StartError> {
-    let other = |what: &str, error: std::io::Error| (ErrorKind::Other, format!("cannot {what}: {error}"));
+    let other =
+        |what: &str, error: std::io::Error| (ErrorKind::Other, format!("cannot {what}: {error}"));
     let Some((program, arguments)) = request.argv.split_first() else {
         return Err((ErrorKind::Invalid, "the command is empty".to_owned()));
     };
     let mut command = Command::new(program);
     command.args(arguments).env_clear();
-    command.env("PATH", std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned()));
+    command.env(
+        "PATH",
+        std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned()),
+    );
     let current = crate::users::find(&rustix::process::getuid().as_raw().to_string()).ok();
     if let Some(user) = user.or(current.as_ref()) {
-        command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name).env("SHELL", &user.shell);
+        command
+            .env("HOME", &user.home)
+            .env("USER", &user.name)
+            .env("LOGNAME", &user.name)
+            .env("SHELL", &user.shell);
     }
     if let Some(terminal) = &request.tty {
-        let term = if terminal.term.is_empty() { "xterm-256color" } else { &terminal.term };
+        let term = if terminal.term.is_empty() {
+            "xterm-256color"
+        } else {
+            &terminal.term
+        };
         command.env("TERM", term);
     }
     command.envs(&request.env);
@@ -175,9 +224,17 @@ fn start(
             // Asked first, or a missing directory would read like a missing command.
             match std::fs::metadata(directory) {
                 Ok(metadata) if metadata.is_dir() => {}
-                Ok(_) => return Err((ErrorKind::NotFound, format!("{directory} is no directory in the guest"))),
+                Ok(_) => {
+                    return Err((
+                        ErrorKind::NotFound,
+                        format!("{directory} is no directory in the guest"),
+                    ));
+                }
                 Err(error) => {
-                    return Err((ErrorKind::NotFound, format!("cannot enter {directory} in the guest: {error}")));
+                    return Err((
+                        ErrorKind::NotFound,
+                        format!("cannot enter {directory} in the guest: {error}"),
+                    ));
                 }
             }
             command.current_dir(directory);
@@ -191,28 +248,48 @@ fn start(
     let mut terminal = None;
     let mut slave = None;
     if let Some(size) = &request.tty {
-        let (main, side) = open_terminal(size.rows, size.columns).map_err(|error| other("open a terminal", error))?;
-        let clone = |fd: &OwnedFd| fd.try_clone().map_err(|error| other("open a terminal", error));
-        command.stdin(clone(&side)?).stdout(clone(&side)?).stderr(clone(&side)?);
+        let (main, side) = open_terminal(size.rows, size.columns)
+            .map_err(|error| other("open a terminal", error))?;
+        let clone = |fd: &OwnedFd| {
+            fd.try_clone()
+                .map_err(|error| other("open a terminal", error))
+        };
+        command
+            .stdin(clone(&side)?)
+            .stdout(clone(&side)?)
+            .stderr(clone(&side)?);
         terminal = Some(main);
         slave = Some(side);
     } else {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
     }
     prepare_child(&mut command, user.cloned(), terminal.is_some());
-    let mut child = children.spawn(&mut command, notify).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            (ErrorKind::CommandNotFound, format!("the guest has no command {program:?}"))
-        }
-        _ => (ErrorKind::CannotExecute, format!("the guest cannot execute {program:?}: {error}")),
-    })?;
+    let mut child = children
+        .spawn(&mut command, notify)
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => (
+                ErrorKind::CommandNotFound,
+                format!("the guest has no command {program:?}"),
+            ),
+            _ => (
+                ErrorKind::CannotExecute,
+                format!("the guest cannot execute {program:?}: {error}"),
+            ),
+        })?;
     drop(slave);
     let pid = child.id();
     let started = match terminal {
         Some(main) => Started {
             pid,
-            stdin: main.try_clone().map_err(|error| other("open a terminal", error))?,
-            stdout: main.try_clone().map_err(|error| other("open a terminal", error))?,
+            stdin: main
+                .try_clone()
+                .map_err(|error| other("open a terminal", error))?,
+            stdout: main
+                .try_clone()
+                .map_err(|error| other("open a terminal", error))?,
             stderr: None,
             terminal: Some(main),
         },
@@ -227,9 +304,18 @@ fn start(
             _ => return Err((ErrorKind::Other, "the command has no pipes".to_owned())),
         },
     };
-    for fd in [Some(&started.stdin), Some(&started.stdout), started.stderr.as_ref()].into_iter().flatten() {
-        let flags = rustix::fs::fcntl_getfl(fd).map_err(|error| other("set up a pipe", error.into()))?;
-        rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(|error| other("set up a pipe", error.into()))?;
+    for fd in [
+        Some(&started.stdin),
+        Some(&started.stdout),
+        started.stderr.as_ref(),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        let flags =
+            rustix::fs::fcntl_getfl(fd).map_err(|error| other("set up a pipe", error.into()))?;
+        rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)
+            .map_err(|error| other("set up a pipe", error.into()))?;
     }
     Ok(started)
 }
@@ -248,7 +334,12 @@ fn open_terminal(rows: u16, columns: u16) -> std::io::Result<(OwnedFd, OwnedFd)>
 
 /// Sets a terminal's size.
 pub fn resize(terminal: &OwnedFd, rows: u16, columns: u16) -> std::io::Result<()> {
-    let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = rustix::termios::Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 

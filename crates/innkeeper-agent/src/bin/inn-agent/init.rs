@@ -37,9 +37,27 @@ pub fn run() -> ! {
 fn serve() {
     let signals = block_signals();
     for (source, path, fstype, flags, data) in [
-        ("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, ""),
-        ("sysfs", "/sys", "sysfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, ""),
-        ("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, "mode=0755"),
+        (
+            "proc",
+            "/proc",
+            "proc",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            "",
+        ),
+        (
+            "sysfs",
+            "/sys",
+            "sysfs",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            "",
+        ),
+        (
+            "devtmpfs",
+            "/dev",
+            "devtmpfs",
+            MountFlags::NOSUID,
+            "mode=0755",
+        ),
     ] {
         mount_system(source, path, fstype, flags, data);
     }
@@ -48,11 +66,41 @@ fn serve() {
     let (channel, rest) = crate::modules::listed();
     problems(crate::modules::load(&channel, &command_line));
     for (source, path, fstype, flags, data) in [
-        ("devpts", "/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, "gid=5,mode=620,ptmxmode=666"),
-        ("tmpfs", "/dev/shm", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, "mode=1777"),
-        ("tmpfs", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, "mode=0755"),
-        ("tmpfs", "/tmp", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, "mode=1777"),
-        ("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, ""),
+        (
+            "devpts",
+            "/dev/pts",
+            "devpts",
+            MountFlags::NOSUID | MountFlags::NOEXEC,
+            "gid=5,mode=620,ptmxmode=666",
+        ),
+        (
+            "tmpfs",
+            "/dev/shm",
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            "mode=1777",
+        ),
+        (
+            "tmpfs",
+            "/run",
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            "mode=0755",
+        ),
+        (
+            "tmpfs",
+            "/tmp",
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            "mode=1777",
+        ),
+        (
+            "cgroup2",
+            "/sys/fs/cgroup",
+            "cgroup2",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            "",
+        ),
     ] {
         mount_system(source, path, fstype, flags, data);
     }
@@ -84,7 +132,8 @@ fn set_up(modules: &[String], command_line: &str, link: Arc<crate::link::Link>) 
     problems(crate::network::bring_loopback_up().err());
     problems(crate::modules::load(modules, command_line));
     for value in words(command_line, "inn.net=") {
-        let result = crate::network::parse(value).and_then(|configuration| crate::network::configure(&configuration));
+        let result = crate::network::parse(value)
+            .and_then(|configuration| crate::network::configure(&configuration));
         problems(result.err());
     }
     for value in words(command_line, "inn.mount=") {
@@ -109,7 +158,9 @@ fn problems(found: impl IntoIterator<Item = String>) {
 }
 
 fn words<'a>(command_line: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
-    command_line.split_whitespace().filter_map(move |word| word.strip_prefix(prefix))
+    command_line
+        .split_whitespace()
+        .filter_map(move |word| word.strip_prefix(prefix))
 }
 
 fn mount_system(source: &str, path: &str, fstype: &str, flags: MountFlags, data: &str) {
@@ -128,7 +179,11 @@ fn mount_system(source: &str, path: &str, fstype: &str, flags: MountFlags, data:
 
 /// Makes /dev/console standard input and output: an initramfs without that node starts init without any.
 fn open_console() {
-    let Ok(console) = rustix::fs::open("/dev/console", OFlags::RDWR | OFlags::NOCTTY, Mode::empty()) else { return };
+    let Ok(console) =
+        rustix::fs::open("/dev/console", OFlags::RDWR | OFlags::NOCTTY, Mode::empty())
+    else {
+        return;
+    };
     // Fails only for a descriptor that is none; the three standard ones may always be replaced.
     let _ = rustix::stdio::dup2_stdin(&console);
     let _ = rustix::stdio::dup2_stdout(&console);
@@ -144,9 +199,18 @@ fn parse_mount(value: &str) -> Result<MountRequest, String> {
     let (source, path, fstype, read_only) = match parts[..] {
         [source, path, fstype] => (source, path, fstype, false),
         [source, path, fstype, "ro"] => (source, path, fstype, true),
-        _ => return Err(format!("inn.mount={value}: it must be SOURCE:PATH:FSTYPE[:ro]")),
+        _ => {
+            return Err(format!(
+                "inn.mount={value}: it must be SOURCE:PATH:FSTYPE[:ro]"
+            ));
+        }
     };
-    Ok(MountRequest { source: source.to_owned(), path: path.to_owned(), fstype: fstype.to_owned(), read_only })
+    Ok(MountRequest {
+        source: source.to_owned(),
+        path: path.to_owned(),
+        fstype: fstype.to_owned(),
+        read_only,
+    })
 }
 
 fn mount_when_there(request: &MountRequest) -> std::io::Result<()> {
@@ -166,37 +230,61 @@ fn mount_when_there(request: &MountRequest) -> std::io::Result<()> {
 pub fn mount(request: &MountRequest) -> std::io::Result<Reply> {
     let path = Path::new(&request.path);
     if !path.is_absolute() {
-        return Err(Error::new(ErrorKind::InvalidInput, "the mount point must be an absolute path"));
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "the mount point must be an absolute path",
+        ));
     }
     let source = match request.source.strip_prefix("serial=") {
         Some(serial) => disk_by_serial(serial)?,
         None => request.source.clone(),
     };
     std::fs::create_dir_all(path)?;
-    let fstype = if request.fstype.is_empty() { "virtiofs" } else { &request.fstype };
+    let fstype = if request.fstype.is_empty() {
+        "virtiofs"
+    } else {
+        &request.fstype
+    };
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     if request.read_only {
         flags |= MountFlags::RDONLY;
     }
-    rustix::mount::mount(source.as_str(), path, fstype, flags, None::<&std::ffi::CStr>)?;
+    rustix::mount::mount(
+        source.as_str(),
+        path,
+        fstype,
+        flags,
+        None::<&std::ffi::CStr>,
+    )?;
     Ok(Reply::Done)
 }
 
 fn disk_by_serial(wanted: &str) -> std::io::Result<String> {
     for entry in std::fs::read_dir("/sys/block")? {
         let entry = entry?;
-        if std::fs::read_to_string(entry.path().join("serial")).is_ok_and(|serial| serial.trim() == wanted) {
+        if std::fs::read_to_string(entry.path().join("serial"))
+            .is_ok_and(|serial| serial.trim() == wanted)
+        {
             return Ok(format!("/dev/{}", entry.file_name().to_string_lossy()));
         }
     }
-    Err(Error::new(ErrorKind::NotFound, format!("no disk has the serial {wanted}")))
+    Err(Error::new(
+        ErrorKind::NotFound,
+        format!("no disk has the serial {wanted}"),
+    ))
 }
 
 /// SIGTERM, SIGINT (Ctrl-Alt-Del), SIGPWR and busybox's SIGUSR1/SIGUSR2 end the run; process 1 ignores what it does not
 /// handle, so a thread waits for them while all others, which start later, have them blocked.
 #[allow(unsafe_code)]
 fn block_signals() -> libc::sigset_t {
-    let wanted = [libc::SIGTERM, libc::SIGINT, libc::SIGPWR, libc::SIGUSR1, libc::SIGUSR2];
+    let wanted = [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGPWR,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+    ];
     // SAFETY: the set is a plain value that the calls fill in before it is used.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
@@ -213,18 +301,20 @@ fn block_signals() -> libc::sigset_t {
 
 #[allow(unsafe_code)]
 fn watch_signals(set: libc::sigset_t, link: Arc<crate::link::Link>) {
-    crate::operations::spawn("signals", move || loop {
-        let mut number = 0;
-        // SAFETY: both pointers are to live values of this thread.
-        if unsafe { libc::sigwait(&set, &mut number) } != 0 {
-            return;
+    crate::operations::spawn("signals", move || {
+        loop {
+            let mut number = 0;
+            // SAFETY: both pointers are to live values of this thread.
+            if unsafe { libc::sigwait(&set, &mut number) } != 0 {
+                return;
+            }
+            let how = match number {
+                libc::SIGINT => ShutdownKind::Reboot,
+                _ => ShutdownKind::Poweroff,
+            };
+            say("asked to end the run by a signal");
+            crate::power::shutdown(&link, how, true);
         }
-        let how = match number {
-            libc::SIGINT => ShutdownKind::Reboot,
-            _ => ShutdownKind::Poweroff,
-        };
-        say("asked to end the run by a signal");
-        crate::power::shutdown(&link, how, true);
     });
 }
 
@@ -238,7 +328,9 @@ fn watch_power_button(link: &crate::link::Link) {
         }
         // struct input_event: two words of time, then type u16, code u16, value i32.
         let mut event = [0u8; 24];
-        let Ok(count) = rustix::io::read(&device, &mut event) else { return };
+        let Ok(count) = rustix::io::read(&device, &mut event) else {
+            return;
+        };
         let base = 2 * size_of::<usize>();
         if count < base + 8 {
             return;
@@ -271,7 +363,14 @@ mod tests {
     #[test]
     fn mounts_of_the_command_line_are_read() {
         let request = parse_mount("serial=data:/data:ext4:ro").unwrap();
-        assert_eq!((request.source.as_str(), request.path.as_str(), request.read_only), ("serial=data", "/data", true));
+        assert_eq!(
+            (
+                request.source.as_str(),
+                request.path.as_str(),
+                request.read_only
+            ),
+            ("serial=data", "/data", true)
+        );
         assert!(parse_mount("/dev/vda:/data").is_err());
     }
 }

@@ -49,7 +49,10 @@ impl Link {
         let config = Config {
             side: Side::Agent,
             software: crate::serve::software(),
-            features: FEATURES.iter().map(|feature| (*feature).to_owned()).collect(),
+            features: FEATURES
+                .iter()
+                .map(|feature| (*feature).to_owned())
+                .collect(),
             guest: Some(guest),
             max_streams: 256,
         };
@@ -173,7 +176,9 @@ impl Link {
     fn dispatch(&self, operations: &Arc<Operations>) {
         loop {
             let mut state = lock(&self.state);
-            let Some(event) = state.mux.next_event() else { break };
+            let Some(event) = state.mux.next_event() else {
+                break;
+            };
             match event {
                 Event::Established(hello) => {
                     say(&format!("serving {}", hello.software));
@@ -188,7 +193,8 @@ impl Link {
                 Event::Lost => {
                     let sinks: Vec<Sink> = state.sinks.drain().map(|(_, sink)| sink).collect();
                     drop(state);
-                    let closing = Closing::Failed(Failure::new(ErrorKind::LinkLost, "the link was lost"));
+                    let closing =
+                        Closing::Failed(Failure::new(ErrorKind::LinkLost, "the link was lost"));
                     for sink in sinks {
                         sink(Incoming::Closed(closing.clone()));
                     }
@@ -217,11 +223,13 @@ impl Link {
 /// Serves the port for ever. `opened` is called once, when the port is open.
 pub fn run(link: &Arc<Link>, port: Port, operations: &Arc<Operations>, opened: impl FnOnce()) -> ! {
     let writer = Arc::clone(link);
-    crate::operations::spawn("writer", move || loop {
-        let writer = Arc::clone(&writer);
-        // The writer must live as long as the agent, whatever happens to one frame.
-        if std::panic::catch_unwind(move || write(&writer)).is_err() {
-            say("the writer failed; going on");
+    crate::operations::spawn("writer", move || {
+        loop {
+            let writer = Arc::clone(&writer);
+            // The writer must live as long as the agent, whatever happens to one frame.
+            if std::panic::catch_unwind(move || write(&writer)).is_err() {
+                say("the writer failed; going on");
+            }
         }
     });
     let mut opened = Some(opened);
@@ -249,7 +257,10 @@ pub fn run(link: &Arc<Link>, port: Port, operations: &Arc<Operations>, opened: i
 
 fn has_host(fd: &OwnedFd) -> bool {
     let mut set = [PollFd::new(fd, PollFlags::OUT)];
-    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let zero = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     poll(&mut set, Some(&zero)).is_ok() && !set[0].revents().contains(PollFlags::HUP)
 }
 
@@ -262,7 +273,10 @@ fn read(link: &Arc<Link>, fd: &OwnedFd, operations: &Arc<Operations>) {
         let mut set = [PollFd::new(fd, PollFlags::IN)];
         let established = lock(&link.state).mux.is_established();
         let timeout = (!established).then(|| retry_at.saturating_duration_since(Instant::now()));
-        let timeout = timeout.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
+        let timeout = timeout.map(|left| Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        });
         match poll(&mut set, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
@@ -322,11 +336,16 @@ fn write(link: &Link) {
             if let (Some(fd), true) = (&state.fd, state.mux.has_frames()) {
                 break (Arc::clone(fd), state.generation);
             }
-            state = link.outgoing.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = link
+                .outgoing
+                .wait(state)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
         };
         // Frames are gathered, since each write to a virtio port leaves the guest.
         while buffer.len() < WRITE_SIZE {
-            let Some(frame) = state.mux.next_frame() else { break };
+            let Some(frame) = state.mux.next_frame() else {
+                break;
+            };
             buffer.reserve(HEADER_LEN + frame.payload.len());
             buffer.extend_from_slice(&frame.header);
             buffer.extend_from_slice(&frame.payload);
@@ -344,7 +363,10 @@ fn write_all(link: &Link, fd: &OwnedFd, generation: u64, mut bytes: &[u8]) {
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
                 let mut set = [PollFd::new(fd, PollFlags::OUT)];
-                let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+                let second = Timespec {
+                    tv_sec: 1,
+                    tv_nsec: 0,
+                };
                 let _ = poll(&mut set, Some(&second));
                 if lock(&link.state).generation != generation {
                     return;

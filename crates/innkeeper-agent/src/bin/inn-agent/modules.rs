@@ -27,9 +27,15 @@ pub fn listed() -> (Vec<String>, Vec<String>) {
 }
 
 fn split(text: &str) -> (Vec<String>, Vec<String>) {
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
     let mut all: Vec<String> = lines.map(str::to_owned).collect();
-    let channel = all.iter().position(|path| name(path) == "virtio_console").map_or(all.len(), |at| at + 1);
+    let channel = all
+        .iter()
+        .position(|path| name(path) == "virtio_console")
+        .map_or(all.len(), |at| at + 1);
     let rest = all.split_off(channel);
     (all, rest)
 }
@@ -52,11 +58,22 @@ fn parameters(module: &str, command_line: &str) -> String {
 pub fn load(paths: &[String], command_line: &str) -> Vec<String> {
     let mut problems = Vec::new();
     for path in paths {
-        let full = if path.starts_with('/') { path.clone() } else { format!("/lib/modules/{path}") };
+        let full = if path.starts_with('/') {
+            path.clone()
+        } else {
+            format!("/lib/modules/{path}")
+        };
         if let Err(error) = load_one(&full, &parameters(&name(path), command_line))
             && error != rustix::io::Errno::EXIST
         {
-            problems.push(format!("cannot load the module {full}: {error}"));
+            let hint = match error {
+                // The kernel's word for an unknown symbol; the file itself was opened before.
+                rustix::io::Errno::NOENT => {
+                    " (it is missing, or a module that it needs is not listed before it)"
+                }
+                _ => "",
+            };
+            problems.push(format!("cannot load the module {full}: {error}{hint}"));
         }
     }
     problems
@@ -75,10 +92,14 @@ mod tests {
 
     #[test]
     fn the_channel_comes_first_and_parameters_go_to_their_module() {
-        let (first, rest) = split("# list\na/virtio.ko\n\na/virtio-console.ko\nb/virtio_net.ko.xz\n");
+        let (first, rest) =
+            split("# list\na/virtio.ko\n\na/virtio-console.ko\nb/virtio_net.ko.xz\n");
         assert_eq!(first, ["a/virtio.ko", "a/virtio-console.ko"]);
         assert_eq!(rest, ["b/virtio_net.ko.xz"]);
         let line = "quiet virtio_mmio.device=512@0xfeb00e00:12 virtio-mmio.device=512@0xfeb00c00:11 other.x=1";
-        assert_eq!(parameters("virtio_mmio", line), "device=512@0xfeb00e00:12 device=512@0xfeb00c00:11");
+        assert_eq!(
+            parameters("virtio_mmio", line),
+            "device=512@0xfeb00e00:12 device=512@0xfeb00c00:11"
+        );
     }
 }

@@ -3,7 +3,9 @@
 //! Requests are answered by the kernel, which is trusted; lengths are checked all the same.
 
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
+};
 use std::io::{Error, ErrorKind};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -58,7 +60,12 @@ impl Netlink {
 
     fn bound(groups: u32) -> std::io::Result<Netlink> {
         // Protocol none is number 0, which is NETLINK_ROUTE.
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        let fd = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         Ok(Netlink { fd, sequence: 0 })
     }
@@ -80,11 +87,19 @@ impl Netlink {
             if kind != NEW_LINK || body.len() < 16 {
                 return;
             }
-            let mut link = LinkInfo { index: number(&body[4..8]), flags: number(&body[8..12]), ..LinkInfo::default() };
+            let mut link = LinkInfo {
+                index: number(&body[4..8]),
+                flags: number(&body[8..12]),
+                ..LinkInfo::default()
+            };
             for (attribute, value) in attributes(&body[16..]) {
                 match attribute {
                     1 => link.mac = value.to_vec(),
-                    3 => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+                    3 => {
+                        link.name = String::from_utf8_lossy(value)
+                            .trim_end_matches('\0')
+                            .to_owned()
+                    }
                     _ => {}
                 }
             }
@@ -110,7 +125,11 @@ impl Netlink {
             }
             // On a point-to-point link IFA_ADDRESS is the peer's (rtnetlink(7)): the local one goes first.
             if let Some(address) = local.or(address) {
-                found.push(AddressInfo { index: number(&body[4..8]), address, prefix: body[1] });
+                found.push(AddressInfo {
+                    index: number(&body[4..8]),
+                    address,
+                    prefix: body[1],
+                });
             }
         })?;
         Ok(found)
@@ -170,7 +189,12 @@ impl Netlink {
         message.extend_from_slice(&self.sequence.to_ne_bytes());
         message.extend_from_slice(&[0; 4]);
         message.extend_from_slice(body);
-        sendto(&self.fd, &message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        sendto(
+            &self.fd,
+            &message,
+            SendFlags::empty(),
+            &SocketAddrNetlink::new(0, 0),
+        )?;
         let mut buffer = vec![0u8; 64 * 1024];
         loop {
             let (count, _) = recv(&self.fd, &mut buffer[..], RecvFlags::empty())?;
@@ -178,7 +202,10 @@ impl Netlink {
             while rest.len() >= 16 {
                 let length = number(&rest[0..4]) as usize;
                 if length < 16 || length > rest.len() {
-                    return Err(Error::new(ErrorKind::InvalidData, "the kernel's netlink answer is malformed"));
+                    return Err(Error::new(
+                        ErrorKind::InvalidData,
+                        "the kernel's netlink answer is malformed",
+                    ));
                 }
                 let kind = u16::from_ne_bytes([rest[4], rest[5]]);
                 let body = &rest[16..length];
@@ -186,8 +213,14 @@ impl Netlink {
                     match kind {
                         DONE => return Ok(()),
                         ERROR => {
-                            let code = body.first_chunk::<4>().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
-                            return if code == 0 { Ok(()) } else { Err(Error::from_raw_os_error(-code)) };
+                            let code = body
+                                .first_chunk::<4>()
+                                .map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+                            return if code == 0 {
+                                Ok(())
+                            } else {
+                                Err(Error::from_raw_os_error(-code))
+                            };
                         }
                         _ => each(kind, body),
                     }
@@ -199,11 +232,16 @@ impl Netlink {
 }
 
 fn number(bytes: &[u8]) -> u32 {
-    bytes.first_chunk::<4>().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+    bytes
+        .first_chunk::<4>()
+        .map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
 fn ip(value: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(value).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok()
+    <[u8; 4]>::try_from(value)
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from))
+        .ok()
 }
 
 fn family(address: IpAddr) -> (u8, Vec<u8>) {

@@ -40,7 +40,10 @@ pub fn interfaces() -> std::io::Result<Vec<Interface>> {
 }
 
 fn mac_text(mac: &[u8]) -> String {
-    mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+    mac.iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .join(":")
 }
 
 /// Tells the host of each change, and of the state after each handshake.
@@ -73,7 +76,9 @@ fn tell(link: &Link, known: &Mutex<Option<Vec<Interface>>>) {
         Ok(interfaces) => {
             let mut known = lock(known);
             if known.as_ref() != Some(&interfaces) {
-                link.push(&AgentEvent::Addresses { interfaces: interfaces.clone() });
+                link.push(&AgentEvent::Addresses {
+                    interfaces: interfaces.clone(),
+                });
                 *known = Some(interfaces);
             }
         }
@@ -96,15 +101,23 @@ pub fn parse(value: &str) -> Result<Configuration, String> {
     let wrong = |what: &str| format!("inn.net={value}: {what}");
     let mut parts = value.split(',');
     let mac = parts.next().unwrap_or_default().to_ascii_lowercase();
-    if mac.split(':').count() != 6 || !mac.split(':').all(|byte| u8::from_str_radix(byte, 16).is_ok()) {
+    if mac.split(':').count() != 6
+        || !mac
+            .split(':')
+            .all(|byte| u8::from_str_radix(byte, 16).is_ok())
+    {
         return Err(wrong("it must begin with a MAC address"));
     }
     let address = match parts.next() {
         Some("dhcp") => None,
         Some(text) => {
-            let (address, prefix) = text.split_once('/').ok_or_else(|| wrong("the address needs a prefix length"))?;
+            let (address, prefix) = text
+                .split_once('/')
+                .ok_or_else(|| wrong("the address needs a prefix length"))?;
             let address: IpAddr = address.parse().map_err(|_| wrong("the address is none"))?;
-            let prefix: u8 = prefix.parse().map_err(|_| wrong("the prefix length is none"))?;
+            let prefix: u8 = prefix
+                .parse()
+                .map_err(|_| wrong("the prefix length is none"))?;
             if prefix > if address.is_ipv4() { 32 } else { 128 } {
                 return Err(wrong("the prefix length is too long"));
             }
@@ -113,11 +126,26 @@ pub fn parse(value: &str) -> Result<Configuration, String> {
         None => return Err(wrong("it needs an address or dhcp")),
     };
     let mut addresses = parts.map(|part| {
-        if part.is_empty() { Ok(None) } else { part.parse().map(Some).map_err(|_| wrong("an address is none")) }
+        if part.is_empty() {
+            Ok(None)
+        } else {
+            part.parse()
+                .map(Some)
+                .map_err(|_| wrong("an address is none"))
+        }
     });
     let gateway = addresses.next().transpose()?.flatten();
-    let name_servers = addresses.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
-    Ok(Configuration { mac, address, gateway, name_servers })
+    let name_servers = addresses
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+        .collect();
+    Ok(Configuration {
+        mac,
+        address,
+        gateway,
+        name_servers,
+    })
 }
 
 /// Brings loopback up.
@@ -136,11 +164,20 @@ pub fn bring_loopback_up() -> Result<(), String> {
 /// Configures one interface, waiting a little for it to appear (drivers probe beside us).
 pub fn configure(configuration: &Configuration) -> Result<(), String> {
     let link = find(&configuration.mac)?;
-    let failed = |what: &str, error: std::io::Error| format!("cannot {what} on {}: {error}", link.name);
+    let failed =
+        |what: &str, error: std::io::Error| format!("cannot {what} on {}: {error}", link.name);
     let mut netlink = Netlink::open().map_err(|error| failed("open netlink", error))?;
-    netlink.set_up(link.index).map_err(|error| failed("bring the link up", error))?;
+    netlink
+        .set_up(link.index)
+        .map_err(|error| failed("bring the link up", error))?;
     match configuration.address {
-        Some((address, prefix)) => apply(&link, address, prefix, configuration.gateway, &configuration.name_servers),
+        Some((address, prefix)) => apply(
+            &link,
+            address,
+            prefix,
+            configuration.gateway,
+            &configuration.name_servers,
+        ),
         None => {
             crate::operations::spawn("dhcp", move || crate::dhcp::run(&link));
             Ok(())
@@ -171,9 +208,12 @@ pub fn apply(
     gateway: Option<IpAddr>,
     name_servers: &[IpAddr],
 ) -> Result<(), String> {
-    let failed = |what: &str, error: std::io::Error| format!("cannot {what} on {}: {error}", link.name);
+    let failed =
+        |what: &str, error: std::io::Error| format!("cannot {what} on {}: {error}", link.name);
     let mut netlink = Netlink::open().map_err(|error| failed("open netlink", error))?;
-    netlink.add_address(link.index, address, prefix).map_err(|error| failed(&format!("set {address}/{prefix}"), error))?;
+    netlink
+        .add_address(link.index, address, prefix)
+        .map_err(|error| failed(&format!("set {address}/{prefix}"), error))?;
     if let Some(gateway) = gateway {
         netlink
             .add_default_route(link.index, gateway)
@@ -186,8 +226,12 @@ pub fn apply(
                 known.push(*server);
             }
         }
-        let text: String = known.iter().map(|server| format!("nameserver {server}\n")).collect();
-        std::fs::write("/etc/resolv.conf", text).map_err(|error| format!("cannot write /etc/resolv.conf: {error}"))?;
+        let text: String = known
+            .iter()
+            .map(|server| format!("nameserver {server}\n"))
+            .collect();
+        std::fs::write("/etc/resolv.conf", text)
+            .map_err(|error| format!("cannot write /etc/resolv.conf: {error}"))?;
     }
     Ok(())
 }
@@ -200,16 +244,30 @@ mod tests {
     fn static_and_dhcp_configurations_are_read() {
         let configuration = parse("52:54:00:12:34:5F,10.0.2.15/24,10.0.2.2,10.0.2.3").unwrap();
         assert_eq!(configuration.mac, "52:54:00:12:34:5f");
-        assert_eq!(configuration.address, Some(("10.0.2.15".parse().unwrap(), 24)));
+        assert_eq!(
+            configuration.address,
+            Some(("10.0.2.15".parse().unwrap(), 24))
+        );
         assert_eq!(configuration.gateway, Some("10.0.2.2".parse().unwrap()));
         assert_eq!(configuration.name_servers.len(), 1);
         assert_eq!(parse("52:54:00:12:34:5f,dhcp").unwrap().address, None);
-        assert_eq!(parse("52:54:00:12:34:5f,fd00::2/64,,fd00::1").unwrap().gateway, None);
+        assert_eq!(
+            parse("52:54:00:12:34:5f,fd00::2/64,,fd00::1")
+                .unwrap()
+                .gateway,
+            None
+        );
     }
 
     #[test]
     fn what_is_wrong_is_named() {
-        for wrong in ["", "52:54:00:12:34:5f", "eth0,dhcp", "52:54:00:12:34:5f,10.0.2.15", "52:54:00:12:34:5f,10.0.2.15/33"] {
+        for wrong in [
+            "",
+            "52:54:00:12:34:5f",
+            "eth0,dhcp",
+            "52:54:00:12:34:5f,10.0.2.15",
+            "52:54:00:12:34:5f,10.0.2.15/33",
+        ] {
             assert!(parse(wrong).unwrap_err().contains("inn.net="), "{wrong}");
         }
     }

@@ -20,7 +20,10 @@ pub struct Operations {
 /// Starts a named thread. Threads of the agent have small stacks: under emulation a fresh page costs.
 pub fn spawn(name: &str, act: impl FnOnce() + Send + 'static) {
     let name = name.to_owned();
-    let started = std::thread::Builder::new().name(name.clone()).stack_size(256 * 1024).spawn(act);
+    let started = std::thread::Builder::new()
+        .name(name.clone())
+        .stack_size(256 * 1024)
+        .spawn(act);
     if let Err(error) = started {
         say(&format!("cannot start the thread {name}: {error}"));
     }
@@ -29,7 +32,12 @@ pub fn spawn(name: &str, act: impl FnOnce() + Send + 'static) {
 impl Operations {
     pub fn new(link: Arc<Link>, is_init: bool, may_change_system: bool) -> Arc<Operations> {
         let sessions = Sessions::new(Arc::clone(&link));
-        Arc::new(Operations { link, sessions, is_init, may_change_system })
+        Arc::new(Operations {
+            link,
+            sessions,
+            is_init,
+            may_change_system,
+        })
     }
 
     /// Begins a request; called by the link's reader, so it must not block.
@@ -45,18 +53,24 @@ impl Operations {
         match request {
             Request::Exec(request) => {
                 if let Some(session) = self.sessions.prepare(stream, &request) {
-                    spawn("exec", move || operations.sessions.exec(stream, &session, &request));
+                    spawn("exec", move || {
+                        operations.sessions.exec(stream, &session, &request)
+                    });
                 }
             }
             // In the reader's order, so that no data overtakes the attachment.
             Request::Attach(request) => self.sessions.attach(stream, request),
             Request::CopyIn(request) => {
                 let incoming = self.subscribe(stream);
-                spawn("copy", move || crate::transfer::copy_in(&operations.link, stream, &request, &incoming));
+                spawn("copy", move || {
+                    crate::transfer::copy_in(&operations.link, stream, &request, &incoming)
+                });
             }
             Request::CopyOut(request) => {
                 let incoming = self.subscribe(stream);
-                spawn("copy", move || crate::transfer::copy_out(&operations.link, stream, &request, &incoming));
+                spawn("copy", move || {
+                    crate::transfer::copy_out(&operations.link, stream, &request, &incoming)
+                });
             }
             Request::ReadLog { log } => {
                 let incoming = self.subscribe(stream);
@@ -69,17 +83,24 @@ impl Operations {
     fn subscribe(&self, stream: u32) -> Receiver<Incoming> {
         let (sender, receiver) = channel();
         // What is sent to a thread that has ended is dropped: its stream is closed.
-        self.link.set_sink(stream, Arc::new(move |incoming| drop(sender.send(incoming))));
+        self.link.set_sink(
+            stream,
+            Arc::new(move |incoming| drop(sender.send(incoming))),
+        );
         receiver
     }
 
     fn simple(&self, stream: u32, request: Request) {
         let changes = matches!(
             request,
-            Request::Shutdown { .. } | Request::SetTime { .. } | Request::Mount(_) | Request::SetHostname { .. }
+            Request::Shutdown { .. }
+                | Request::SetTime { .. }
+                | Request::Mount(_)
+                | Request::SetHostname { .. }
         );
         if changes && !self.may_change_system {
-            let message = "the agent serves a socket, not a guest's port: it changes nothing of the system";
+            let message =
+                "the agent serves a socket, not a guest's port: it changes nothing of the system";
             return self.link.fail(stream, ErrorKind::NotPermitted, message);
         }
         let result = match request {
@@ -89,11 +110,13 @@ impl Operations {
                 .map_err(|error| failure("list the interfaces", &error)),
             Request::Metrics => Ok(Reply::Metrics(crate::facts::metrics())),
             Request::Readiness => Ok(Reply::Readiness(crate::facts::readiness())),
-            Request::SetTime { unix_nanoseconds } => {
-                crate::power::set_time(unix_nanoseconds).map_err(|error| failure("set the clock", &error))
-            }
+            Request::SetTime { unix_nanoseconds } => crate::power::set_time(unix_nanoseconds)
+                .map_err(|error| failure("set the clock", &error)),
             Request::Mount(request) => crate::init::mount(&request).map_err(|error| {
-                failure(&format!("mount {} on {}", request.source, request.path), &error)
+                failure(
+                    &format!("mount {} on {}", request.source, request.path),
+                    &error,
+                )
             }),
             Request::SetHostname { hostname } => rustix::system::sethostname(hostname.as_bytes())
                 .map(|()| {
@@ -107,13 +130,18 @@ impl Operations {
                 self.link.close(stream, &Closing::Done);
                 return crate::power::shutdown(&self.link, how, self.is_init);
             }
-            _ => Err(Failure::new(ErrorKind::Unsupported, "this agent does not know the request")),
+            _ => Err(Failure::new(
+                ErrorKind::Unsupported,
+                "this agent does not know the request",
+            )),
         };
         match result {
             Ok(reply) => {
                 let closing = match self.link.reply(stream, &reply) {
                     Ok(()) => Closing::Done,
-                    Err(error) => Closing::Failed(Failure::new(ErrorKind::Other, error.to_string())),
+                    Err(error) => {
+                        Closing::Failed(Failure::new(ErrorKind::Other, error.to_string()))
+                    }
                 };
                 self.link.close(stream, &closing);
             }
@@ -130,12 +158,16 @@ impl Operations {
         };
         match bytes {
             Ok(bytes) => {
-                if crate::transfer::send_all(&self.link, stream, Bytes::from(bytes), incoming).is_ok() {
+                if crate::transfer::send_all(&self.link, stream, Bytes::from(bytes), incoming)
+                    .is_ok()
+                {
                     let _ = self.link.end(stream, 1);
                     self.link.close(stream, &Closing::Done);
                 }
             }
-            Err(error) => self.link.close(stream, &Closing::Failed(failure("read the log", &error))),
+            Err(error) => self
+                .link
+                .close(stream, &Closing::Failed(failure("read the log", &error))),
         }
     }
 }

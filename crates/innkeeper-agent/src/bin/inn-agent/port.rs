@@ -59,10 +59,15 @@ fn named_device() -> std::io::Result<PathBuf> {
     for entry in std::fs::read_dir("/sys/class/virtio-ports")? {
         let entry = entry?;
         // A port may have no name yet: it comes by a message of its own.
-        let Ok(name) = std::fs::read_to_string(entry.path().join("name")) else { continue };
+        let Ok(name) = std::fs::read_to_string(entry.path().join("name")) else {
+            continue;
+        };
         if name.trim_end() == PORT_NAME {
             return Ok(Path::new("/dev").join(entry.file_name()));
         }
     }
-    Err(std::io::Error::new(std::io::ErrorKind::NotFound, format!("no virtio-serial port is named {PORT_NAME}")))
+    Err(std::io::Error::new(
+        std::io::ErrorKind::NotFound,
+        format!("no virtio-serial port is named {PORT_NAME}"),
+    ))
 }

@@ -103,9 +103,17 @@ fn others_run() -> bool {
 
 fn user_processes() -> Vec<rustix::process::Pid> {
     let mut found = Vec::new();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return found };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return found;
+    };
     for entry in entries.flatten() {
-        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(number) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
         // Threads of the kernel have an empty command line, and so have zombies.
         let program = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if number > 1 && !program.is_empty() {
@@ -119,14 +127,22 @@ fn unmount_all() {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for line in mounts.lines().rev() {
         let mut words = line.split(' ');
-        let (Some(_), Some(path), Some(fstype)) = (words.next(), words.next(), words.next()) else { continue };
-        if matches!(fstype, "proc" | "sysfs" | "devtmpfs" | "devpts" | "rootfs" | "cgroup2" | "tmpfs") {
+        let (Some(_), Some(path), Some(fstype)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        if matches!(
+            fstype,
+            "proc" | "sysfs" | "devtmpfs" | "devpts" | "rootfs" | "cgroup2" | "tmpfs"
+        ) {
             continue;
         }
         let path = crate::facts::unescape(path);
         if let Err(error) = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::empty()) {
-            say(&format!("cannot unmount {path}: {error}; making it read-only"));
-            let read_only = rustix::mount::mount_remount(&path, rustix::mount::MountFlags::RDONLY, c"");
+            say(&format!(
+                "cannot unmount {path}: {error}; making it read-only"
+            ));
+            let read_only =
+                rustix::mount::mount_remount(&path, rustix::mount::MountFlags::RDONLY, c"");
             if let Err(error) = read_only {
                 say(&format!("cannot make {path} read-only: {error}"));
             }

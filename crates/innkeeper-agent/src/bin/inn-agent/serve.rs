@@ -29,7 +29,9 @@ pub fn main() -> ExitCode {
             Port::Unix(address["unix:".len()..].into())
         }
         _ => {
-            eprintln!("usage: inn-agent [--device PATH | --connect unix:PATH | --print-unit | --version]");
+            eprintln!(
+                "usage: inn-agent [--device PATH | --connect unix:PATH | --print-unit | --version]"
+            );
             return ExitCode::from(2);
         }
     };

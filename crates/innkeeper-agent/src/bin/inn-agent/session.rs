@@ -20,7 +20,9 @@ use crate::exec::{KEPT_FOR, Started, resize};
 use crate::link::Link;
 use crate::log::lock;
 use bytes::Bytes;
-use innkeeper_agent::message::{AttachRequest, Closing, ErrorKind, ExecRequest, ExitStatus, Input, Reply, SessionInfo};
+use innkeeper_agent::message::{
+    AttachRequest, Closing, ErrorKind, ExecRequest, ExitStatus, Input, Reply, SessionInfo,
+};
 use innkeeper_agent::mux::{Incoming, WINDOW};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -124,8 +126,14 @@ impl Output {
     /// Forgets the oldest bytes.
     fn forget(&mut self, mut count: usize) {
         while count > 0 {
-            let queue = if self.unacknowledged.is_empty() { &mut self.unsent } else { &mut self.unacknowledged };
-            let Some(front) = queue.front_mut() else { return };
+            let queue = if self.unacknowledged.is_empty() {
+                &mut self.unsent
+            } else {
+                &mut self.unacknowledged
+            };
+            let Some(front) = queue.front_mut() else {
+                return;
+            };
             let piece = count.min(front.len());
             bytes::Buf::advance(front, piece);
             if front.is_empty() {
@@ -143,7 +151,11 @@ impl Output {
             self.unsent.push_front(piece);
         }
         let received = offset.unwrap_or(self.base).saturating_sub(self.base);
-        self.forget(usize::try_from(received).unwrap_or(usize::MAX).min(self.kept));
+        self.forget(
+            usize::try_from(received)
+                .unwrap_or(usize::MAX)
+                .min(self.kept),
+        );
         self.window_open = false;
         self.end_sent = false;
         self.base
@@ -174,8 +186,16 @@ pub struct SessionThread {
 }
 
 impl SessionThread {
-    pub fn new(session: Arc<Session>, link: Arc<Link>, started: Started, request: &ExecRequest) -> SessionThread {
-        let output = |fd| Output { fd, ..Output::default() };
+    pub fn new(
+        session: Arc<Session>,
+        link: Arc<Link>,
+        started: Started,
+        request: &ExecRequest,
+    ) -> SessionThread {
+        let output = |fd| Output {
+            fd,
+            ..Output::default()
+        };
         SessionThread {
             session,
             link,
@@ -233,10 +253,17 @@ impl SessionThread {
                 which.push(index + 1);
             }
         }
-        let deadline = [self.hang_up_at, self.forget_at].into_iter().flatten().min();
+        let deadline = [self.hang_up_at, self.forget_at]
+            .into_iter()
+            .flatten()
+            .min();
         let timeout = deadline.map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
+            let left =
+                deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: i64::from(left.subsec_nanos()),
+            }
         });
         let mut ready = [false; 3];
         if poll(&mut set, timeout.as_ref()).is_ok() {
@@ -256,14 +283,21 @@ impl SessionThread {
 
     fn control(&mut self) {
         loop {
-            let Some(control) = lock(&self.session.inbox).pop_front() else { return };
+            let Some(control) = lock(&self.session.inbox).pop_front() else {
+                return;
+            };
             match control {
                 Control::Attach { stream, request } => self.attach(stream, &request),
-                Control::Incoming { stream, incoming } if self.consumer == Some(stream) => self.incoming(incoming),
+                Control::Incoming { stream, incoming } if self.consumer == Some(stream) => {
+                    self.incoming(incoming)
+                }
                 Control::Incoming { .. } => {}
                 Control::Exited(status) => self.exited(status),
                 Control::LinkUp => {
-                    if std::mem::take(&mut self.orphan_since_link_lost) && self.consumer.is_none() && self.exit.is_none() {
+                    if std::mem::take(&mut self.orphan_since_link_lost)
+                        && self.consumer.is_none()
+                        && self.exit.is_none()
+                    {
                         self.hang_up_at = Some(Instant::now() + LINK_GRACE.max(self.grace));
                     }
                 }
@@ -278,7 +312,11 @@ impl SessionThread {
 
     fn attach(&mut self, stream: u32, request: &AttachRequest) {
         if let Some(previous) = self.consumer.replace(stream) {
-            self.link.fail(previous, ErrorKind::Busy, "another client attached to the session");
+            self.link.fail(
+                previous,
+                ErrorKind::Busy,
+                "another client attached to the session",
+            );
         }
         self.session.attached.store(true, Ordering::Relaxed);
         (self.hang_up_at, self.forget_at, self.orphan_since_link_lost) = (None, None, false);
@@ -287,11 +325,19 @@ impl SessionThread {
         let stderr_offset = self.outputs[1].rewind(request.stderr_offset);
         let stdin_offset = self.stdin_offset;
         let (session, pid) = (self.session.id, self.pid);
-        let started = Reply::Started { session, pid, stdin_offset, stdout_offset, stderr_offset };
+        let started = Reply::Started {
+            session,
+            pid,
+            stdin_offset,
+            stdout_offset,
+            stderr_offset,
+        };
         // What fails here is a stream that has just closed; its end is in the inbox.
         let _ = self.link.reply(stream, &started);
         let queued: usize = self.stdin_queue.iter().map(Bytes::len).sum();
-        let _ = self.link.grant(stream, 0, WINDOW.saturating_sub(queued as u32));
+        let _ = self
+            .link
+            .grant(stream, 0, WINDOW.saturating_sub(queued as u32));
     }
 
     fn incoming(&mut self, incoming: Incoming) {
@@ -309,7 +355,10 @@ impl SessionThread {
                 self.stdin_ended = true;
                 self.write_stdin();
             }
-            Incoming::Credit { channel: channel @ (1 | 2), delta } => {
+            Incoming::Credit {
+                channel: channel @ (1 | 2),
+                delta,
+            } => {
                 let output = &mut self.outputs[usize::from(channel) - 1];
                 if std::mem::replace(&mut output.window_open, true) {
                     output.forget(delta as usize);
@@ -337,8 +386,12 @@ impl SessionThread {
         match closing {
             Closing::Collected if self.exit.is_some() => self.forgotten = true,
             Closing::Detached => self.detach = true,
-            Closing::Failed(failure) if failure.kind == ErrorKind::LinkLost => self.orphan_since_link_lost = true,
-            _ if self.exit.is_none() && !self.detach => self.hang_up_at = Some(Instant::now() + self.grace),
+            Closing::Failed(failure) if failure.kind == ErrorKind::LinkLost => {
+                self.orphan_since_link_lost = true
+            }
+            _ if self.exit.is_none() && !self.detach => {
+                self.hang_up_at = Some(Instant::now() + self.grace)
+            }
             _ => {}
         }
         if self.exit.is_some() {
@@ -389,7 +442,11 @@ impl SessionThread {
                         output.forget(output.kept - KEPT_BYTES);
                     }
                     while drops && output.unsent.len() + output.unacknowledged.len() > KEPT_PIECES {
-                        let oldest = output.unacknowledged.front().or(output.unsent.front()).map_or(0, Bytes::len);
+                        let oldest = output
+                            .unacknowledged
+                            .front()
+                            .or(output.unsent.front())
+                            .map_or(0, Bytes::len);
                         output.forget(oldest);
                     }
                 }

@@ -12,12 +12,21 @@ use std::sync::mpsc;
 pub struct Gone;
 
 /// Receives a tree on channel 0.
-pub fn copy_in(link: &Link, stream: u32, request: &CopyInRequest, incoming: &mpsc::Receiver<Incoming>) {
+pub fn copy_in(
+    link: &Link,
+    stream: u32,
+    request: &CopyInRequest,
+    incoming: &mpsc::Receiver<Incoming>,
+) {
     let owner = match request.owner.as_deref().map(crate::users::find).transpose() {
         Ok(user) => user.map(|user| (user.uid, user.gid)),
         Err(message) => return link.fail(stream, ErrorKind::NotFound, message),
     };
-    let options = ReceiverOptions { mode_mask: 0o7777, owner, create_parents: request.create_parents };
+    let options = ReceiverOptions {
+        mode_mask: 0o7777,
+        owner,
+        create_parents: request.create_parents,
+    };
     let mut receiver = match Receiver::create(Path::new(&request.path), options) {
         Ok(receiver) => receiver,
         Err(error) => return link.close(stream, &Closing::Failed(failure(&error))),
@@ -44,7 +53,11 @@ pub fn copy_in(link: &Link, stream: u32, request: &CopyInRequest, incoming: &mps
                 }
             }
             Incoming::End { channel: 0 } => {
-                return link.fail(stream, ErrorKind::Protocol, "the copy ended before its last entry");
+                return link.fail(
+                    stream,
+                    ErrorKind::Protocol,
+                    "the copy ended before its last entry",
+                );
             }
             Incoming::Closed(_) => return,
             _ => {}
@@ -53,7 +66,12 @@ pub fn copy_in(link: &Link, stream: u32, request: &CopyInRequest, incoming: &mps
 }
 
 /// Sends a tree on channel 1.
-pub fn copy_out(link: &Link, stream: u32, request: &CopyOutRequest, incoming: &mpsc::Receiver<Incoming>) {
+pub fn copy_out(
+    link: &Link,
+    stream: u32,
+    request: &CopyOutRequest,
+    incoming: &mpsc::Receiver<Incoming>,
+) {
     let mut sender = match Sender::open(Path::new(&request.path)) {
         Ok(sender) => sender,
         Err(error) => return link.close(stream, &Closing::Failed(failure(&error))),
@@ -75,7 +93,12 @@ pub fn copy_out(link: &Link, stream: u32, request: &CopyOutRequest, incoming: &m
 }
 
 /// Sends bytes on channel 1 as credit allows.
-pub fn send_all(link: &Link, stream: u32, mut bytes: Bytes, incoming: &mpsc::Receiver<Incoming>) -> Result<(), Gone> {
+pub fn send_all(
+    link: &Link,
+    stream: u32,
+    mut bytes: Bytes,
+    incoming: &mpsc::Receiver<Incoming>,
+) -> Result<(), Gone> {
     while !bytes.is_empty() {
         // Credit was counted by the mux when it came; the messages only say when to look again.
         let credit = link.writable(stream, 1);

@@ -22,7 +22,9 @@ pub fn find(wanted: &str) -> Result<User, String> {
 
 fn read(path: &Path) -> String {
     // A guest without these files has numbers only.
-    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    std::fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
 }
 
 fn find_in(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
@@ -33,7 +35,9 @@ fn find_in(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
     let number = user_part.parse::<u32>().ok();
     let known = passwd.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, uid, gid, _, home, shell] = fields[..] else { return None };
+        let [name, _, uid, gid, _, home, shell] = fields[..] else {
+            return None;
+        };
         let (uid, gid) = (uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?);
         (name == user_part || number == Some(uid)).then(|| User {
             name: name.to_owned(),
@@ -59,8 +63,12 @@ fn find_in(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
     let mut named_group = None;
     for line in group.lines() {
         let fields: Vec<&str> = line.split(':').collect();
-        let [name, _, gid, members] = fields[..] else { continue };
-        let Ok(gid) = gid.parse::<u32>() else { continue };
+        let [name, _, gid, members] = fields[..] else {
+            continue;
+        };
+        let Ok(gid) = gid.parse::<u32>() else {
+            continue;
+        };
         if group_part == Some(name) {
             named_group = Some(gid);
         }
@@ -83,13 +91,17 @@ fn find_in(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
 mod tests {
     use super::find_in;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbroken\nann:x:1000:1000:,,,:/home/ann:/bin/zsh\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/bash\nbroken\nann:x:1000:1000:,,,:/home/ann:/bin/zsh\n";
     const GROUP: &str = "root:x:0:\nsudo:x:27:bob,ann\nvideo:x:44:ann\nann:x:1000:\n";
 
     #[test]
     fn names_numbers_and_groups_are_found() {
         let ann = find_in("ann", PASSWD, GROUP).unwrap();
-        assert_eq!((ann.uid, ann.gid, ann.home.as_str()), (1000, 1000, "/home/ann"));
+        assert_eq!(
+            (ann.uid, ann.gid, ann.home.as_str()),
+            (1000, 1000, "/home/ann")
+        );
         assert_eq!(ann.groups, [27, 44, 1000]);
         assert_eq!(find_in("1000:video", PASSWD, GROUP).unwrap().gid, 44);
         assert_eq!(find_in("4711", PASSWD, GROUP).unwrap().uid, 4711);

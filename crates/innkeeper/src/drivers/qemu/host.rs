@@ -20,6 +20,8 @@ pub struct QemuHost {
     pub acceleration: Acceleration,
     /// The daemon that serves shared folders.
     pub virtiofsd: Option<Virtiofsd>,
+    /// Rate of the processor's time-stamp counter in kHz, on x86-64 where it is constant; an emulated guest's counter is the same.
+    pub tsc_khz: Option<u64>,
     /// Directories given to QEMU as `-L`.
     pub data_directories: Vec<PathBuf>,
 }

@@ -19,6 +19,8 @@ mod host;
 mod launch;
 mod machine;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod probe;
 mod process;
 mod qmp;

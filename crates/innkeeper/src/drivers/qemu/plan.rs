@@ -142,7 +142,8 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost) -> Result<Plan> {
     let monitor = config.paths.sockets.join("qmp.sock");
     let agent = config.paths.sockets.join("agent.sock");
     channels(&mut builder, config, board, &monitor, &agent)?;
-    let variables = boot(&mut builder, config, board, emulator)?;
+    let early_khz = early_khz(board, &accelerator, host);
+    let variables = boot(&mut builder, config, board, emulator, early_khz)?;
     for (index, disk) in config.disks.iter().enumerate() {
         self::disk(&mut builder, index, disk, board)?;
     }
@@ -282,11 +283,24 @@ fn channels(
     Ok(())
 }
 
+/// Returns the counter rate that the kernel must be told.
+///
+/// An emulated microvm has no clock that a kernel can measure its counter against: it tries with a timer whose ticks come late on a busy
+/// host, and when that fails it waits for ever. `check` refuses the machine where the rate is not known.
+pub(super) fn early_khz(board: Board, accelerator: &str, host: &QemuHost) -> Option<u64> {
+    if board == Board::Microvm && accelerator == "tcg" {
+        host.tsc_khz
+    } else {
+        None
+    }
+}
+
 fn boot(
     builder: &mut Builder,
     config: &MachineConfig,
     board: Board,
     emulator: &Emulator,
+    early_khz: Option<u64>,
 ) -> Result<Option<(PathBuf, PathBuf)>> {
     match &config.boot {
         BootConfig::Direct {
@@ -298,8 +312,11 @@ fn boot(
             if let Some(initrd) = initrd {
                 builder.option("-initrd", path_text(initrd)?);
             }
-            let line = format!("{} {}", board.kernel_words(), cmdline);
-            builder.option("-append", line.trim_end());
+            let mut line = board.kernel_words().join(" ");
+            if let Some(khz) = early_khz {
+                line.push_str(&format!(" tsc_early_khz={khz}"));
+            }
+            builder.option("-append", format!("{line} {cmdline}").trim_end());
             Ok(None)
         }
         BootConfig::Uefi { variables } => {

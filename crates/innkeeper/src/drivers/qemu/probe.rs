@@ -31,7 +31,7 @@ use crate::spec::Arch;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Version of the cache file's meaning.
-const CACHE_VERSION: u32 = 1;
+const CACHE_VERSION: u32 = 2;
 
 /// Most machine types that are kept of an emulator.
 const MACHINE_LIMIT: usize = 512;
@@ -170,11 +170,13 @@ async fn ask(options: &QemuOptions, programs: &[(Arch, PathBuf)]) -> QemuHost {
             None => Acceleration::default(),
         }
     };
+    let counter = tokio::task::spawn_blocking(tsc_khz);
     let (acceleration, virtiofsd) = tokio::join!(acceleration, find_virtiofsd(options));
     let mut host = QemuHost {
         host_arch: host_arch().to_owned(),
         acceleration,
         virtiofsd,
+        tsc_khz: counter.await.unwrap_or_default(),
         data_directories: options.data_directories.clone(),
         ..QemuHost::default()
     };
@@ -199,6 +201,20 @@ async fn ask(options: &QemuOptions, programs: &[(Arch, PathBuf)]) -> QemuHost {
         }
     }
     host
+}
+
+/// Measures the rate of the processor's time-stamp counter; none where it isn't constant or there is none.
+fn tsc_khz() -> Option<u64> {
+    if !cfg!(target_arch = "x86_64") {
+        return None;
+    }
+    // Without a constant counter the clock counts nanoseconds itself, and this ratio is exactly one.
+    const TICKS: u64 = 1 << 40;
+    let nanoseconds = quanta::Clock::new().delta_as_nanos(0, TICKS);
+    let khz = u128::from(TICKS) * 1_000_000 / u128::from(nanoseconds.max(1));
+    u64::try_from(khz)
+        .ok()
+        .filter(|khz| nanoseconds != TICKS && (100_000..100_000_000).contains(khz))
 }
 
 async fn ask_emulator(

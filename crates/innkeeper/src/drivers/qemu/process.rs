@@ -72,10 +72,10 @@ impl Process {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         }
-        let handle = tokio::io::unix::AsyncFd::register_with_interest(
-            handle,
-            tokio::io::Interest::READABLE,
-        )?;
+        // Its replacement is unsafe because a type could answer with another descriptor later or close it; an `OwnedFd` does neither.
+        #[allow(deprecated)]
+        let handle =
+            tokio::io::unix::AsyncFd::with_interest(handle, tokio::io::Interest::READABLE)?;
         Ok(Some(Process { pid, handle }))
     }
 

@@ -79,6 +79,8 @@ pub(super) struct QmpEvent {
     pub(super) name: String,
     /// What came with it; null if nothing did.
     pub(super) data: Value,
+    /// When, on the host's wall clock; zero if that was not said.
+    pub(super) at: Duration,
 }
 
 type Reply = Result<Value, (String, String)>;
@@ -239,6 +241,7 @@ async fn read_all(
                 let event = QmpEvent {
                     name: name.to_owned(),
                     data: message["data"].clone(),
+                    at: timestamp(&message["timestamp"]),
                 };
                 // Nobody listens any more when the receiver was dropped; replies are still wanted.
                 let _ = events.send(event);
@@ -263,6 +266,11 @@ async fn read_all(
     let mut pending = lock(&pending);
     pending.closed = true;
     pending.waiting.clear();
+}
+
+fn timestamp(value: &Value) -> Duration {
+    let part = |name: &str| value[name].as_u64().unwrap_or(0);
+    Duration::from_secs(part("seconds")).saturating_add(Duration::from_micros(part("microseconds")))
 }
 
 /// Reads one line as JSON; none at the end of the stream.

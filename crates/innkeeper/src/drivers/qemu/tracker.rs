@@ -11,8 +11,13 @@
 //!
 //! QEMU sends STOP after every one of these; only the first of a pair is news. Source: QEMU QMP reference, `RunState` and run-state events.
 
+use std::time::Duration;
+
 use super::qmp::QmpEvent;
 use crate::driver::MachineEvent;
+
+/// Resets this close together are one: SeaBIOS, entered by a soft reset, resets the machine once more by itself.
+const SAME_RESET: Duration = Duration::from_millis(500);
 
 /// What was last seen of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +33,7 @@ enum Seen {
 #[derive(Debug)]
 pub(super) struct Tracker {
     seen: Seen,
+    last_reset: Option<Duration>,
 }
 
 /// What follows from an event.
@@ -51,7 +57,11 @@ impl Tracker {
         if launched && seen != Seen::Running {
             events.insert(0, MachineEvent::Running);
         }
-        (Tracker { seen }, events)
+        let tracker = Tracker {
+            seen,
+            last_reset: None,
+        };
+        (tracker, events)
     }
 
     /// Takes an event.
@@ -64,7 +74,14 @@ impl Tracker {
                 self.seen = Seen::Running;
                 Outcome::Tell(MachineEvent::Resumed)
             }
-            "RESET" if by_guest => Outcome::Tell(MachineEvent::GuestReset),
+            "RESET" if by_guest => {
+                let before = self.last_reset.replace(event.at);
+                if before.is_some_and(|before| event.at.abs_diff(before) < SAME_RESET) {
+                    Outcome::Nothing
+                } else {
+                    Outcome::Tell(MachineEvent::GuestReset)
+                }
+            }
             "SHUTDOWN" if reason == "guest-panic" => self.become_panicked(),
             "SHUTDOWN" if by_guest && self.seen != Seen::PoweredOff => {
                 self.seen = Seen::PoweredOff;
@@ -128,6 +145,7 @@ mod tests {
         QmpEvent {
             name: name.to_owned(),
             data,
+            at: Duration::ZERO,
         }
     }
 
@@ -218,11 +236,14 @@ mod tests {
     #[test]
     fn a_reset_by_the_host_is_not_the_guests() {
         let (mut tracker, _) = Tracker::start("running", true);
-        let reset = |guest: bool| event("RESET", json!({"guest": guest, "reason": "guest-reset"}));
-        assert_eq!(
-            tracker.observe(&reset(true)),
-            Outcome::Tell(MachineEvent::GuestReset)
-        );
-        assert_eq!(tracker.observe(&reset(false)), Outcome::Nothing);
+        let reset = |guest: bool, milliseconds: u64| QmpEvent {
+            at: Duration::from_millis(milliseconds),
+            ..event("RESET", json!({"guest": guest, "reason": "guest-reset"}))
+        };
+        let told = Outcome::Tell(MachineEvent::GuestReset);
+        assert_eq!(tracker.observe(&reset(false, 1000)), Outcome::Nothing);
+        assert_eq!(tracker.observe(&reset(true, 2000)), told);
+        assert_eq!(tracker.observe(&reset(true, 2030)), Outcome::Nothing);
+        assert_eq!(tracker.observe(&reset(true, 4000)), told);
     }
 }

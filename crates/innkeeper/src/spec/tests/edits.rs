@@ -105,6 +105,7 @@ fn missing_parents_and_items_are_made() {
 
 #[test]
 fn other_shapes_of_text_work() {
+    assert_eq!(one("---\n", set("cpus", "4")), "---\ncpus: 4\n");
     assert_eq!(one("", set("cpus", "4")), "cpus: 4\n");
     assert_eq!(one("# hi\n", set("cpus", "4")), "# hi\ncpus: 4\n");
     assert_eq!(

@@ -31,7 +31,7 @@ networks:
   - mac: 52:54:00:12:34:56
     forwards: [\"8080:80\", \"127.0.0.1:8080:81\", \"0.0.0.0:1:2\", \"99999:1\"]
   - {mac: \"52:54:00:12:34:56\", kind: bridged}
-shares: [\"./src:/src\", \"/a:/b:rx\", {host: /a}]
+shares: [\"/x:/same\", {host: /y, guest: /same/}, \"./src:/src\", \"/a:/b:rx\", {host: /a}]
 ready: login
 ready_timeout: 10
 seed:
@@ -70,7 +70,7 @@ fn what_is_not_our_yaml() {
         "a: &x [1]\nb: *x\n",
         "a: *x\n",
         "cpus: !!int 2\n",
-        "cpus: 1\ncpus: 2\nmemory: 1GiB\nmemory: 2GiB\n",
+        "cpus: 0\ncpus: 2\nmemory: 1GiB\nmemory: 2GiB\n",
         "cpus: 1\n---\ncpus: 2\n",
         "[1, 2]",
         "hello",

@@ -44,7 +44,7 @@ fn schema_and_reader_know_the_same_fields() {
     // Every object stands there as a first item, so that the reader comes to ask for its fields.
     let text =
         "{boot: {}, disks: [{}], networks: [{forwards: [{}]}], shares: [{}], seed: {files: [{}]}}";
-    let root = node::load(text).unwrap();
+    let root = node::load(text).unwrap().root;
     let sink = Sink::default();
     reader::read_root(&root, &sink);
     let seen: BTreeMap<String, BTreeSet<String>> = sink

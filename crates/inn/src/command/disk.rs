@@ -1,0 +1,238 @@
+//! `inn disk`: disk files, apart from any VM. Formats are always named, never guessed from what is in a file: a guest could have written it.
+
+use std::path::PathBuf;
+
+use innkeeper::spec::{Bytes, DiskFormat};
+use innkeeper::{DiskFile, Host};
+
+use super::{DryRun, Yes};
+use crate::confirm::confirm;
+use crate::failure::{Failure, Result};
+use crate::output::Output;
+use crate::reporter::Reporter;
+use crate::spec_flags::size;
+use crate::table::Block;
+use crate::units;
+
+/// Disk files: make, grow, convert, look at
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Disk {
+    /// Make an empty disk file
+    #[command(after_help = "Examples:
+  inn disk create data.qcow2 20GiB
+  inn disk create data.img 1GiB --format raw")]
+    Create {
+        /// File that is made
+        path: PathBuf,
+        /// Size that a guest sees
+        #[arg(value_parser = size)]
+        size: Bytes,
+        /// Format: qcow2 or raw
+        #[arg(long, value_parser = format, default_value = "qcow2")]
+        format: DiskFormat,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
+    /// Change the size of a disk file that no VM uses now
+    #[command(after_help = "Examples:
+  inn disk resize data.qcow2 40GiB --format qcow2
+  inn disk resize data.img 512MiB --format raw --shrink --yes")]
+    Resize {
+        /// Disk file
+        path: PathBuf,
+        /// New size
+        #[arg(value_parser = size)]
+        size: Bytes,
+        /// Format of the file: qcow2 or raw; never guessed
+        #[arg(long, value_parser = format)]
+        format: DiskFormat,
+        /// Allow a smaller size: what is beyond it is lost
+        #[arg(long)]
+        shrink: bool,
+        #[command(flatten)]
+        yes: Yes,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
+    /// Write a disk file anew in another format
+    #[command(after_help = "Examples:
+  inn disk convert data.img data.qcow2 --from raw --to qcow2")]
+    Convert {
+        /// Disk file that is read
+        source: PathBuf,
+        /// File that is made
+        target: PathBuf,
+        /// Format of the one that is read
+        #[arg(long, value_parser = format, value_name = "FORMAT")]
+        from: DiskFormat,
+        /// Format of the one that is made
+        #[arg(long, value_parser = format, value_name = "FORMAT")]
+        to: DiskFormat,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
+    /// Show what a disk file is
+    #[command(
+        visible_alias = "inspect",
+        after_help = "Examples:
+  inn disk info data.qcow2 --format qcow2 -o json"
+    )]
+    Info {
+        /// Disk file
+        path: PathBuf,
+        /// Format of the file: qcow2 or raw; never guessed
+        #[arg(long, value_parser = format)]
+        format: DiskFormat,
+    },
+}
+
+impl Disk {
+    pub(crate) async fn run(self, host: &Host, output: &Output) -> Result<u8> {
+        match self {
+            Disk::Create {
+                path,
+                size,
+                format,
+                dry_run,
+            } => {
+                if dry_run.dry_run {
+                    must_not_exist(&path)?;
+                    let format = word(format);
+                    output.dry_run(&[format!("make {} ({format}, {size})", path.display())])?;
+                    return Ok(0);
+                }
+                made(
+                    "made",
+                    &host.disk_create(&path, size, format).await?,
+                    output,
+                )?;
+            }
+            Disk::Resize {
+                path,
+                size,
+                format,
+                shrink,
+                yes,
+                dry_run,
+            } => {
+                let now = host.disk_info(&path, format).await?;
+                let (old, shown) = (units::size(now.virtual_bytes), path.display());
+                if dry_run.dry_run {
+                    output.dry_run(&[format!("change {shown} from {old} to {size}")])?;
+                    return Ok(0);
+                }
+                if shrink && size.get() < now.virtual_bytes {
+                    confirm(
+                        &format!("cut {shown} from {old} to {size}, losing the rest?"),
+                        yes.yes,
+                    )?;
+                }
+                let file = host.disk_resize(&path, format, size, shrink).await?;
+                made("resized", &file, output)?;
+            }
+            Disk::Convert {
+                source,
+                target,
+                from,
+                to,
+                dry_run,
+            } => {
+                if dry_run.dry_run {
+                    let file = host.disk_info(&source, from).await?;
+                    must_not_exist(&target)?;
+                    let size = units::size(file.virtual_bytes);
+                    let (source, target) = (source.display(), target.display());
+                    let step = format!("write {source} ({size}) as {} to {target}", word(to));
+                    output.dry_run(&[step])?;
+                    return Ok(0);
+                }
+                let reporter = Reporter::new(output);
+                let file = host
+                    .disk_convert(&source, from, &target, to, &reporter)
+                    .await;
+                reporter.finish();
+                made("wrote", &file?, output)?;
+            }
+            Disk::Info { path, format } => {
+                let file = host.disk_info(&path, format).await?;
+                output.data(&file, || block(&file))?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Reads a format's word.
+pub(crate) fn format(text: &str) -> Result<DiskFormat, String> {
+    match text {
+        "raw" => Ok(DiskFormat::Raw),
+        "qcow2" => Ok(DiskFormat::Qcow2),
+        _ => Err("write raw or qcow2".to_owned()),
+    }
+}
+
+fn word(format: DiskFormat) -> &'static str {
+    match format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    }
+}
+
+fn must_not_exist(path: &std::path::Path) -> Result<()> {
+    if std::fs::symlink_metadata(path).is_ok() {
+        let message = format!("{} exists already", path.display());
+        let kind = innkeeper::api::ErrorKind::Conflict;
+        return Err(Failure::from(innkeeper::Error::new(kind, message)));
+    }
+    Ok(())
+}
+
+fn made(verb: &str, file: &DiskFile, output: &Output) -> Result<()> {
+    let path = file.path.display().to_string();
+    output.outcome(&path, file, || {
+        let size = units::size(file.virtual_bytes);
+        format!("{verb} {path} ({}, {size})", file.format)
+    })
+}
+
+fn block(file: &DiskFile) -> String {
+    let mut block = Block::default();
+    block
+        .line("file", file.path.display().to_string())
+        .line("format", &file.format)
+        .line("size", units::size(file.virtual_bytes))
+        .line("on disk", units::size(file.actual_bytes))
+        .optional(
+            "over",
+            file.backing.as_ref().map(|path| path.display().to_string()),
+        );
+    block.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_a_disk() {
+        let file = DiskFile {
+            path: "data.qcow2".into(),
+            format: "qcow2".into(),
+            virtual_bytes: 20 << 30,
+            actual_bytes: 200 << 10,
+            backing: Some("/layers/ab".into()),
+        };
+        assert_eq!(
+            block(&file),
+            "file:    data.qcow2\nformat:  qcow2\nsize:    20GiB\non disk: 200KiB\nover:    /layers/ab\n"
+        );
+    }
+
+    #[test]
+    fn formats_are_words() {
+        for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+            assert_eq!(super::format(word(format)), Ok(format));
+        }
+        assert!(super::format("vmdk").is_err());
+    }
+}

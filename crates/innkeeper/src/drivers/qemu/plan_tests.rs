@@ -1,0 +1,366 @@
+//! Whole plans as snapshots, and every reason that `check` gives.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use innkeeper_net::UserNetwork;
+
+use super::check::check;
+use super::host::*;
+use super::plan::{Plan, plan};
+use crate::driver::*;
+use crate::spec::{AccelChoice, Arch, Bytes, DiskFormat, ForwardSpec, Protocol};
+
+fn host() -> QemuHost {
+    let machine = |name: &str, alias: Option<&str>| MachineType {
+        name: name.to_owned(),
+        alias: alias.map(str::to_owned),
+        cpu_max: 8,
+    };
+    let emulator = |name: &str, machines: Vec<MachineType>| Emulator {
+        program: PathBuf::from(format!("/usr/bin/qemu-system-{name}")),
+        version: (10, 0, 2),
+        machines,
+        sandbox: true,
+        uefi: Some(UefiFirmware {
+            code: PathBuf::from("/fw/CODE.fd"),
+            variables: PathBuf::from("/fw/VARS.fd"),
+            format: "raw".to_owned(),
+        }),
+    };
+    QemuHost {
+        host_arch: "x86_64".to_owned(),
+        emulators: [
+            (
+                "x86_64",
+                emulator(
+                    "x86_64",
+                    vec![
+                        machine("pc-q35-10.0", Some("q35")),
+                        machine("microvm", None),
+                    ],
+                ),
+            ),
+            (
+                "arm64",
+                emulator("aarch64", vec![machine("virt-10.0", Some("virt"))]),
+            ),
+            ("riscv64", emulator("riscv64", vec![machine("virt", None)])),
+        ]
+        .map(|(arch, emulator)| (arch.to_owned(), emulator))
+        .into(),
+        acceleration: Acceleration {
+            hardware: Some("kvm".to_owned()),
+            ..Acceleration::default()
+        },
+        virtiofsd: Some(Virtiofsd {
+            program: PathBuf::from("/usr/libexec/virtiofsd"),
+            dialect: VirtiofsdDialect::Rust,
+            unshare: None,
+            read_only: true,
+        }),
+        tsc_khz: Some(2_400_000),
+        data_directories: Vec::new(),
+    }
+}
+
+fn disk(name: &str, format: DiskFormat) -> DiskConfig {
+    DiskConfig {
+        name: name.to_owned(),
+        path: PathBuf::from(format!("/vms/web/disks/{name},1")),
+        format,
+        backing_format: None,
+        read_only: false,
+        boot_index: None,
+    }
+}
+
+/// A VM with everything that a VM can have.
+fn full(arch: Arch, machine: &str, boot: BootConfig) -> MachineConfig {
+    let root = DiskConfig {
+        backing_format: Some(DiskFormat::Raw),
+        boot_index: Some(0),
+        ..disk("root", DiskFormat::Qcow2)
+    };
+    let seed = DiskConfig {
+        read_only: true,
+        ..disk("seed", DiskFormat::Raw)
+    };
+    let forward = |protocol, host_port, guest_port| ForwardSpec {
+        protocol,
+        host_address: IpAddr::from([127, 0, 0, 1]),
+        host_port,
+        guest_port,
+    };
+    MachineConfig {
+        name: "web".to_owned(),
+        id: "0123456789abcdef0123456789abcdef".to_owned(),
+        arch,
+        machine: machine.to_owned(),
+        accel: AccelChoice::Auto,
+        cpu_model: None,
+        cpus: 2,
+        memory: Bytes::gib(1),
+        boot,
+        disks: vec![root, disk("data", DiskFormat::Qcow2), seed],
+        nics: vec![NicConfig {
+            mac: "52:54:00:12:34:56".parse().unwrap(),
+            user_network: UserNetwork::of_interface(0).unwrap(),
+            hostname: "web".to_owned(),
+            forwards: vec![
+                forward(Protocol::Tcp, 8080, 80),
+                forward(Protocol::Udp, 5353, 53),
+            ],
+        }],
+        shares: vec![ShareConfig {
+            tag: "src".to_owned(),
+            host: PathBuf::from("/home/me/src"),
+            read_only: true,
+        }],
+        paths: MachinePaths {
+            sockets: PathBuf::from("/run/inn/web"),
+            run: PathBuf::from("/vms/web/run"),
+            serial_log: PathBuf::from("/vms/web/log/serial.log"),
+            vmm_log: PathBuf::from("/vms/web/log/vmm.log"),
+            vmm_lock: PathBuf::from("/vms/web/run/vmm.lock"),
+        },
+    }
+}
+
+fn bare(arch: Arch, machine: &str) -> MachineConfig {
+    MachineConfig {
+        disks: Vec::new(),
+        nics: Vec::new(),
+        shares: Vec::new(),
+        accel: AccelChoice::Tcg,
+        ..full(arch, machine, direct())
+    }
+}
+
+fn direct() -> BootConfig {
+    BootConfig::Direct {
+        kernel: PathBuf::from("/images/vmlinux"),
+        initrd: Some(PathBuf::from("/images/initrd")),
+        cmdline: "quiet root=/dev/vda".to_owned(),
+    }
+}
+
+fn uefi() -> BootConfig {
+    BootConfig::Uefi {
+        variables: PathBuf::from("/vms/web/uefi-variables.fd"),
+    }
+}
+
+/// Writes a plan with an option and its value on one line.
+fn show(plan: &Plan) -> String {
+    let mut text = format!("{}\n", plan.program.display());
+    for argument in &plan.arguments {
+        let option = argument.starts_with('-');
+        text.push_str(if option { "\n  " } else { " " });
+        text.push_str(argument);
+    }
+    text.push_str(&format!(
+        "\n\ndescriptors {:#?}\nsidecars {:#?}\nvariables {:?}\naccelerator {}, power button {}\n",
+        plan.descriptors, plan.sidecars, plan.variables, plan.accelerator, plan.power_button
+    ));
+    text
+}
+
+fn planned(config: &MachineConfig) -> String {
+    let host = host();
+    assert_eq!(check(config, &host), []);
+    show(&plan(config, &host).unwrap())
+}
+
+#[test]
+fn q35_direct_on_kvm() {
+    insta::assert_snapshot!(planned(&full(Arch::X86_64, "pc-q35-10.0", direct())));
+}
+
+#[test]
+fn q35_uefi_on_kvm() {
+    insta::assert_snapshot!(planned(&full(Arch::X86_64, "pc-q35-10.0", uefi())));
+}
+
+#[test]
+fn q35_bios_with_nothing_else() {
+    let config = MachineConfig {
+        boot: BootConfig::Bios,
+        ..bare(Arch::X86_64, "pc-q35-10.0")
+    };
+    insta::assert_snapshot!(planned(&config));
+}
+
+#[test]
+fn microvm_on_tcg() {
+    let config = MachineConfig {
+        accel: AccelChoice::Tcg,
+        ..full(Arch::X86_64, "microvm", direct())
+    };
+    insta::assert_snapshot!(planned(&config));
+}
+
+#[test]
+fn virt_on_arm64() {
+    insta::assert_snapshot!(planned(&full(Arch::Arm64, "virt-10.0", direct())));
+}
+
+#[test]
+fn virt_on_arm64_by_uefi() {
+    insta::assert_snapshot!(planned(&full(Arch::Arm64, "virt-10.0", uefi())));
+}
+
+#[test]
+fn virt_on_riscv64() {
+    insta::assert_snapshot!(planned(&bare(Arch::Riscv64, "virt")));
+}
+
+#[test]
+fn the_older_virtiofsd_is_told_in_its_own_words() {
+    let mut host = host();
+    host.virtiofsd = Some(Virtiofsd {
+        program: PathBuf::from("/usr/lib/qemu/virtiofsd"),
+        dialect: VirtiofsdDialect::C,
+        unshare: Some(PathBuf::from("/usr/bin/unshare")),
+        read_only: false,
+    });
+    let mut config = full(Arch::X86_64, "pc-q35-10.0", direct());
+    assert!(plan(&config, &host).is_err(), "read-only would be ignored");
+    config.shares[0].read_only = false;
+    insta::assert_debug_snapshot!(plan(&config, &host).unwrap().sidecars);
+    config.shares[0].host = PathBuf::from("/home/me/a,modcaps=+sys_admin");
+    assert!(
+        plan(&config, &host).is_err(),
+        "a comma would begin another option"
+    );
+}
+
+/// Runs a check of a changed VM on a changed host and returns `field: reason (hint)` lines.
+fn reasons(change: impl FnOnce(&mut MachineConfig, &mut QemuHost)) -> String {
+    let mut host = host();
+    let mut config = full(Arch::X86_64, "pc-q35-10.0", direct());
+    change(&mut config, &mut host);
+    check(&config, &host)
+        .iter()
+        .map(|lack| {
+            format!(
+                "{}: {} ({})\n",
+                lack.field,
+                lack.reason,
+                lack.hint.as_deref().unwrap_or("-")
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn every_lack_is_named() {
+    let mut all = String::new();
+    let mut add = |title: &str, text: String| {
+        assert!(!text.is_empty(), "{title}");
+        all.push_str(&format!("{title}\n{text}\n"));
+    };
+    add(
+        "pinned type gone",
+        reasons(|config, _| config.machine = "pc-q35-6.0".to_owned()),
+    );
+    add(
+        "foreign type",
+        reasons(|config, _| config.machine = "pc-i440fx-10.0".to_owned()),
+    );
+    add("no emulator", reasons(|_, host| host.emulators.clear()));
+    add(
+        "too old",
+        reasons(|_, host| host.emulators.get_mut("x86_64").unwrap().version = (6, 2, 0)),
+    );
+    add("too many CPUs", reasons(|config, _| config.cpus = 9));
+    add(
+        "no CPU and odd memory",
+        reasons(|config, _| {
+            config.cpus = 0;
+            config.memory = Bytes::new(5_000_001);
+        }),
+    );
+    add(
+        "no firmware",
+        reasons(|config, host| {
+            config.boot = uefi();
+            host.emulators.get_mut("x86_64").unwrap().uefi = None;
+        }),
+    );
+    add("no virtiofsd", reasons(|_, host| host.virtiofsd = None));
+    add(
+        "virtiofsd that writes",
+        reasons(|_, host| host.virtiofsd.as_mut().unwrap().read_only = false),
+    );
+    add(
+        "KVM refused",
+        reasons(|config, host| {
+            config.accel = AccelChoice::Kvm;
+            host.acceleration.kvm_refused = Some(Refusal {
+                reason: "/dev/kvm may not be opened by this user".to_owned(),
+                fix: Some("sudo usermod -aG kvm $USER".to_owned()),
+            });
+        }),
+    );
+    add(
+        "HVF on Linux",
+        reasons(|config, _| config.accel = AccelChoice::Hvf),
+    );
+    add(
+        "KVM for another architecture",
+        reasons(|config, _| {
+            config.accel = AccelChoice::Kvm;
+            config.arch = Arch::Arm64;
+            config.machine = "virt-10.0".to_owned();
+        }),
+    );
+    add(
+        "microvm by UEFI, emulated, without the counter's rate",
+        reasons(|config, host| {
+            config.machine = "microvm".to_owned();
+            config.boot = uefi();
+            config.accel = AccelChoice::Tcg;
+            host.tsc_khz = None;
+        }),
+    );
+    add(
+        "BIOS on arm64",
+        reasons(|config, _| {
+            config.arch = Arch::Arm64;
+            config.machine = "virt-10.0".to_owned();
+            config.boot = BootConfig::Bios;
+        }),
+    );
+    add(
+        "too many disks",
+        reasons(|config, _| {
+            config.disks = (0..40)
+                .map(|index| disk(&format!("d{index}"), DiskFormat::Raw))
+                .collect();
+        }),
+    );
+    add(
+        "names and addresses",
+        reasons(|config, _| {
+            config.disks[0].name = "a-name-over-twenty-bytes".to_owned();
+            config.nics[0].forwards[0].host_address = IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]);
+            config.shares[0].tag = String::new();
+        }),
+    );
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn ids_that_are_none_are_refused() {
+    let mut config = bare(Arch::X86_64, "pc-q35-10.0");
+    for id in [
+        "",
+        "0123",
+        "0123456789abcdef0123456789abcdeg",
+        "0123456789abcdef0123456789abcdé",
+    ] {
+        config.id = id.to_owned();
+        assert!(plan(&config, &host()).is_err(), "{id}");
+    }
+}
