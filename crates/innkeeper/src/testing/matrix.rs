@@ -45,6 +45,8 @@ pub enum Outcome {
 impl Record {
     /// Makes the record of a trial that has just ended.
     pub fn new(trial: &str, outcome: Outcome, elapsed: std::time::Duration, report: DriverReport) -> Self {
+        // What only the driver reads is not for a page.
+        let report = DriverReport { details: serde_json::Value::Null, ..report };
         Record {
             trial: trial.to_owned(),
             driver: report.driver.clone(),
@@ -190,6 +192,7 @@ mod tests {
             arches: Vec::new(),
             capabilities,
             needs: Vec::new(),
+            details: serde_json::Value::Null,
         };
         let host = "linux x86_64".to_owned();
         Record { trial: trial.to_owned(), driver: driver.to_owned(), outcome, elapsed_ms: 1, report, host, time: "2026-11-21T00:00:00Z".to_owned() }

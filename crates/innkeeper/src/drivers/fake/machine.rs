@@ -158,7 +158,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(mut self, first: Control) {
+    async fn run(self, first: Control) {
         let mut connected = Some(first);
         loop {
             if let Some(control) = connected.take() {

@@ -137,6 +137,7 @@ impl Driver for FakeDriver {
                 })
                 .collect(),
             needs: Vec::new(),
+            details: serde_json::Value::Null,
         }
     }
 

@@ -56,7 +56,10 @@ impl Process {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         }
-        Ok(Some(Process { handle: AsyncFd::with_interest(handle, Interest::READABLE)? }))
+        // Its replacement is unsafe because a type could answer with another descriptor later or close it; an `OwnedFd` does neither.
+        #[allow(deprecated)]
+        let handle = AsyncFd::with_interest(handle, Interest::READABLE)?;
+        Ok(Some(Process { handle }))
     }
 
     /// Waits until it is gone; a zombie counts as gone.
