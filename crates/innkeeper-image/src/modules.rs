@@ -19,9 +19,11 @@ pub(crate) const READY_MODULES: &[&str] = &[
     "virtio_console",
 ];
 
-/// Loaded after readiness: disks, network, shares, randomness, memory, power button, file systems and checksums.
+/// What the network needs: loaded next, since most guests are ready only with an address.
+pub(crate) const NETWORK_MODULES: &[&str] = &["virtio_net", "af_packet"];
+
+/// Loaded after that: disks, shares, randomness, memory, power button, file systems and checksums.
 pub(crate) const LATER_MODULES: &[&str] = &[
-    "virtio_net",
     "virtio_blk",
     "virtio_rng",
     "virtiofs",
@@ -47,7 +49,6 @@ pub(crate) const LATER_MODULES: &[&str] = &[
     "squashfs",
     "erofs",
     "loop",
-    "af_packet",
     "qemu_fw_cfg",
 ];
 
@@ -65,6 +66,8 @@ pub(crate) struct Selection {
     /// Names of the first group.
     pub(crate) ready: Vec<String>,
     /// Names of the second group.
+    pub(crate) network: Vec<String>,
+    /// Names of the third group.
     pub(crate) later: Vec<String>,
 }
 
@@ -103,25 +106,34 @@ pub(crate) fn select(
             });
         }
     }
-    let mut later = Vec::new();
-    for name in LATER_MODULES {
-        // A convenience whose dependency is in a part of the tree that was not read is left out as a whole.
-        let (mut visited_with, mut later_with) = (visited.clone(), later.clone());
-        if modules.contains_key(*name)
-            && visit(
-                name,
-                modules,
-                builtin,
-                &mut visited_with,
-                &mut later_with,
-                0,
-            )
-            .is_ok()
-        {
-            (visited, later) = (visited_with, later_with);
+    let mut optional = |names: &[&str]| {
+        let mut group = Vec::new();
+        for name in names {
+            // A convenience whose dependency is in a part of the tree that was not read is left out as a whole.
+            let (mut visited_with, mut group_with) = (visited.clone(), group.clone());
+            if modules.contains_key(*name)
+                && visit(
+                    name,
+                    modules,
+                    builtin,
+                    &mut visited_with,
+                    &mut group_with,
+                    0,
+                )
+                .is_ok()
+            {
+                (visited, group) = (visited_with, group_with);
+            }
         }
-    }
-    Ok(Selection { ready, later })
+        group
+    };
+    let network = optional(NETWORK_MODULES);
+    let later = optional(LATER_MODULES);
+    Ok(Selection {
+        ready,
+        network,
+        later,
+    })
 }
 
 fn visit(
@@ -270,7 +282,7 @@ mod tests {
             selection.ready,
             ["virtio", "virtio_ring", "virtio_pci", "virtio_console"]
         );
-        assert_eq!(selection.later, ["failover", "virtio_net"]);
+        assert_eq!(selection.network, ["failover", "virtio_net"]);
     }
 
     #[test]

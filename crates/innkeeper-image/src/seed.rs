@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::{Error, Result, atomic, user_data, yaml};
 
 /// Where the agent is installed in a guest.
-pub const AGENT_PATH: &str = "/usr/local/lib/innkeeper/inn-agent";
+pub const AGENT_PATH: &str = "/usr/local/sbin/inn-agent";
 /// Name of the agent's systemd unit.
 pub const AGENT_UNIT: &str = "inn-agent.service";
 const MOUNT_POINT: &str = "/run/innkeeper/seed";

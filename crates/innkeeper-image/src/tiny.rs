@@ -25,7 +25,7 @@ use crate::reference::Arch;
 use crate::{Error, Result, atomic, deb, digest, kernel};
 
 /// Changes whenever this recipe makes something else from the same packages.
-pub(crate) const RECIPE: u32 = 1;
+pub(crate) const RECIPE: u32 = 2;
 
 /// What the tiny guest's kernel is told; consoles are the driver's to add.
 pub(crate) const COMMAND_LINE: &str = "quiet panic=-1";
@@ -534,7 +534,10 @@ fn base_archive(
     }
     archive.add("etc/mtab", 0o777, &Node::Symlink("/proc/self/mounts"))?;
     let mut list = String::new();
-    for (at, group) in [&selection.ready, &selection.later].into_iter().enumerate() {
+    for (at, group) in [&selection.ready, &selection.network, &selection.later]
+        .into_iter()
+        .enumerate()
+    {
         if at > 0 {
             list.push('\n');
         }
@@ -593,7 +596,8 @@ mod tests {
         ]);
         let selection = Selection {
             ready: vec!["virtio".into()],
-            later: vec!["virtio_net".into()],
+            network: vec!["virtio_net".into()],
+            later: vec![],
         };
         let bytes = base_archive(b"busybox", &found, &selection).unwrap();
         let text = String::from_utf8_lossy(&bytes);

@@ -53,7 +53,7 @@ impl FromStr for MacAddr {
         for byte in &mut bytes {
             let part = parts
                 .next()
-                .filter(|part| part.len() == 2)
+                .filter(|part| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
                 .ok_or_else(malformed)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| malformed())?;
         }
@@ -101,7 +101,8 @@ mod tests {
             "52:54:00:12:34:56:78",
             "52:54:0:12:34:56",
             "52-54-00-12-34-56",
-            "+2:54:00:12:34:5g",
+            "+2:54:00:12:34:56",
+            "52:54:00:12:34:5g",
         ] {
             assert!(
                 matches!(text.parse::<MacAddr>(), Err(MacAddrError::Malformed(_))),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use innkeeper_api::{
-    Admission, ErrorKind, Event, HostReport, Need, RestartRequest, StopOutcome, StopRequest, VmInfo, VmStats,
+    Admission, ErrorKind, Event, HostReport, Need, RestartRequest, StopOutcome, StopRequest,
+    VmInfo, VmStats,
 };
 use innkeeper_image::{Store, disk};
 use serde::Serialize;
@@ -104,7 +105,11 @@ impl HostBuilder {
     /// `PATH`; `INNKEEPER_ACCEL`; `INNKEEPER_LIBEXEC`; `INNKEEPER_CATALOGUES` (paths or URLs, separated by spaces); this very executable
     /// as the helper.
     pub fn from_environment(mut self) -> Self {
-        let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let path = |name: &str| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         self.home = self.home.or_else(|| path("INNKEEPER_HOME")).or_else(|| {
             let data = if cfg!(target_os = "macos") {
                 path("HOME").map(|home| home.join("Library/Application Support"))
@@ -113,20 +118,31 @@ impl HostBuilder {
             };
             data.map(|data| data.join("innkeeper"))
         });
-        self.runtime = self.runtime.or_else(|| path("INNKEEPER_RUNTIME")).or_else(|| {
-            let user = rustix::process::geteuid().as_raw();
-            Some(match path("XDG_RUNTIME_DIR").filter(|directory| directory.is_dir()) {
-                Some(directory) => directory.join("innkeeper"),
-                None => PathBuf::from(format!("/tmp/innkeeper-{user}")),
-            })
-        });
+        self.runtime = self
+            .runtime
+            .or_else(|| path("INNKEEPER_RUNTIME"))
+            .or_else(|| {
+                let user = rustix::process::geteuid().as_raw();
+                Some(
+                    match path("XDG_RUNTIME_DIR").filter(|directory| directory.is_dir()) {
+                        Some(directory) => directory.join("innkeeper"),
+                        None => PathBuf::from(format!("/tmp/innkeeper-{user}")),
+                    },
+                )
+            });
         self.helper = self.helper.or_else(|| std::env::current_exe().ok());
         self.libexec = self.libexec.or_else(|| path("INNKEEPER_LIBEXEC"));
-        self.search_path =
-            self.search_path.or_else(|| std::env::var_os("PATH").map(|value| std::env::split_paths(&value).collect()));
-        self.accel = self.accel.or_else(|| std::env::var("INNKEEPER_ACCEL").ok().filter(|value| !value.is_empty()));
+        self.search_path = self.search_path.or_else(|| {
+            std::env::var_os("PATH").map(|value| std::env::split_paths(&value).collect())
+        });
+        self.accel = self.accel.or_else(|| {
+            std::env::var("INNKEEPER_ACCEL")
+                .ok()
+                .filter(|value| !value.is_empty())
+        });
         if let Ok(catalogues) = std::env::var("INNKEEPER_CATALOGUES") {
-            self.catalogues.extend(catalogues.split_whitespace().map(str::to_owned));
+            self.catalogues
+                .extend(catalogues.split_whitespace().map(str::to_owned));
         }
         self.boot_id = self.boot_id.or_else(boot_id);
         self
@@ -137,17 +153,35 @@ impl HostBuilder {
     /// Errors: `BadInput` naming the setting that is missing or wrong, `NotPermitted` if a directory belongs to somebody else.
     pub fn open(self) -> Result<Host> {
         let needed = |what: &str, setting: &str| {
-            Error::new(ErrorKind::BadInput, format!("{what} is not known")).with_hint(format!("set {setting}"))
+            Error::new(ErrorKind::BadInput, format!("{what} is not known"))
+                .with_hint(format!("set {setting}"))
         };
-        let home = self.home.ok_or_else(|| needed("the data directory", "INNKEEPER_HOME"))?;
-        let runtime = self.runtime.ok_or_else(|| needed("the runtime directory", "INNKEEPER_RUNTIME"))?;
-        let helper = self.helper.ok_or_else(|| needed("the executable that runs keepers", "it with Host::builder().helper(path)"))?;
-        let boot_id = self.boot_id.ok_or_else(|| needed("the computer's boot identifier", "it with Host::builder().boot_id(id)"))?;
+        let home = self
+            .home
+            .ok_or_else(|| needed("the data directory", "INNKEEPER_HOME"))?;
+        let runtime = self
+            .runtime
+            .ok_or_else(|| needed("the runtime directory", "INNKEEPER_RUNTIME"))?;
+        let helper = self.helper.ok_or_else(|| {
+            needed(
+                "the executable that runs keepers",
+                "it with Host::builder().helper(path)",
+            )
+        })?;
+        let boot_id = self.boot_id.ok_or_else(|| {
+            needed(
+                "the computer's boot identifier",
+                "it with Host::builder().boot_id(id)",
+            )
+        })?;
         if let Some(accel) = &self.accel
             && !["kvm", "hvf", "tcg"].contains(&accel.as_str())
         {
-            return Err(Error::new(ErrorKind::BadInput, format!("INNKEEPER_ACCEL: {accel:?} is not a way of running CPUs"))
-                .with_hint("use kvm, hvf or tcg, or unset it"));
+            return Err(Error::new(
+                ErrorKind::BadInput,
+                format!("INNKEEPER_ACCEL: {accel:?} is not a way of running CPUs"),
+            )
+            .with_hint("use kvm, hvf or tcg, or unset it"));
         }
         let root = Root::open(&home, &runtime, &boot_id)?;
         let search_path = self.search_path.unwrap_or_default();
@@ -188,7 +222,9 @@ fn agent_directories(libexec: Option<PathBuf>, helper: &Path) -> Vec<PathBuf> {
     if let Some(libexec) = libexec {
         return vec![libexec];
     }
-    let Some(beside) = helper.parent() else { return Vec::new() };
+    let Some(beside) = helper.parent() else {
+        return Vec::new();
+    };
     let mut directories = vec![beside.to_owned()];
     directories.extend(beside.parent().map(|above| above.join("libexec/innkeeper")));
     directories
@@ -202,7 +238,10 @@ fn boot_id() -> Option<String> {
 
 #[cfg(not(target_os = "linux"))]
 fn boot_id() -> Option<String> {
-    let output = std::process::Command::new("/usr/sbin/sysctl").args(["-n", "kern.bootsessionuuid"]).output().ok()?;
+    let output = std::process::Command::new("/usr/sbin/sysctl")
+        .args(["-n", "kern.bootsessionuuid"])
+        .output()
+        .ok()?;
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
@@ -242,7 +281,9 @@ impl Host {
     /// Makes a name that is free from an image reference: `debian`, `debian-2`.
     pub fn name_for(&self, image: Option<&str>) -> Result<String> {
         let taken = self.root().names()?;
-        let name = spec::VmName::from_image(image.unwrap_or("vm"), |name| taken.iter().any(|other| other == name));
+        let name = spec::VmName::from_image(image.unwrap_or("vm"), |name| {
+            taken.iter().any(|other| other == name)
+        });
         Ok(name.to_string())
     }
 
@@ -252,7 +293,12 @@ impl Host {
     }
 
     /// Creates a VM; it is stopped. Dropping the future leaves nothing of it.
-    pub async fn create(&self, name: &str, spec: VmSpec, progress: &dyn Progress) -> Result<VmInfo> {
+    pub async fn create(
+        &self,
+        name: &str,
+        spec: VmSpec,
+        progress: &dyn Progress,
+    ) -> Result<VmInfo> {
         self.engine.create(name, spec, progress).await
     }
 
@@ -263,7 +309,15 @@ impl Host {
 
     /// Lets the guest power off: the agent is asked, then the power button pressed. Errors: `TimedOut` if it does not; it is left running then.
     pub async fn stop(&self, name: &str, options: StopOptions) -> Result<StopOutcome> {
-        self.engine.stop(name, &StopRequest { timeout_ms: options.millis(), force: options.force }).await
+        self.engine
+            .stop(
+                name,
+                &StopRequest {
+                    timeout_ms: options.millis(),
+                    force: options.force,
+                },
+            )
+            .await
     }
 
     /// Ends the hypervisor at once, as by pulling the plug.
@@ -273,7 +327,15 @@ impl Host {
 
     /// Stops and starts a VM.
     pub async fn restart(&self, name: &str, options: StopOptions) -> Result<StopOutcome> {
-        self.engine.restart(name, &RestartRequest { timeout_ms: options.millis(), force: options.force }).await
+        self.engine
+            .restart(
+                name,
+                &RestartRequest {
+                    timeout_ms: options.millis(),
+                    force: options.force,
+                },
+            )
+            .await
     }
 
     /// Waits until a VM is where it should be; `on_change` sees every change on the way.
@@ -310,10 +372,20 @@ impl Host {
     }
 
     /// Changes fields of a VM's spec, keeping its comments; none as a value removes the field. With `dry_run` it is only checked.
-    pub async fn set(&self, name: &str, edits: &[(String, Option<String>)], dry_run: bool) -> Result<SpecChange> {
+    pub async fn set(
+        &self,
+        name: &str,
+        edits: &[(String, Option<String>)],
+        dry_run: bool,
+    ) -> Result<SpecChange> {
         let text = self.spec_text(name)?;
-        let edits: Vec<spec::Edit> =
-            edits.iter().map(|(path, value)| spec::Edit { path: path.clone(), value: value.clone() }).collect();
+        let edits: Vec<spec::Edit> = edits
+            .iter()
+            .map(|(path, value)| spec::Edit {
+                path: path.clone(),
+                value: value.clone(),
+            })
+            .collect();
         let new = spec::edit(&text, &edits)?;
         self.engine.replace_spec(name, &text, &new, dry_run).await
     }
@@ -333,7 +405,11 @@ impl Host {
         let bundle = self.root().bundle(name)?;
         let info = self.engine.look(&bundle).await?;
         if info.vmm_pid.is_none() {
-            return Ok(VmStats { name: info.name, state: Some(info.state), ..VmStats::default() });
+            return Ok(VmStats {
+                name: info.name,
+                state: Some(info.state),
+                ..VmStats::default()
+            });
         }
         self.engine.keeper(&bundle)?.read("/v1/vm/stats").await
     }
@@ -342,7 +418,10 @@ impl Host {
     pub async fn explain(&self, name: &str) -> Result<Explanation> {
         let bundle = self.root().bundle(name)?;
         let identity = bundle.identity()?;
-        let (_, mut explanation) = self.engine.weigh(&bundle, &identity, &bundle.spec()?).await?;
+        let (_, mut explanation) = self
+            .engine
+            .weigh(&bundle, &identity, &bundle.spec()?)
+            .await?;
         if explanation.driver.as_deref() != Some(&identity.driver) {
             explanation.because = format!("it was chosen when {name} was created, and stays");
         }
@@ -380,11 +459,18 @@ impl Host {
     /// Returns the events of the log, oldest first.
     pub fn events(&self, vm: Option<&str>) -> Result<Vec<Event>> {
         let (events, _) = self.root().event_log().read(None)?;
-        Ok(events.into_iter().filter(|event| concerns(event, vm)).collect())
+        Ok(events
+            .into_iter()
+            .filter(|event| concerns(event, vm))
+            .collect())
     }
 
     /// Follows new events until `each` returns false.
-    pub async fn follow_events(&self, vm: Option<&str>, each: &mut (dyn FnMut(Event) -> bool + Send)) -> Result<()> {
+    pub async fn follow_events(
+        &self,
+        vm: Option<&str>,
+        each: &mut (dyn FnMut(Event) -> bool + Send),
+    ) -> Result<()> {
         /// The log is a file that tells nobody when it grows.
         const LOOK: Duration = Duration::from_millis(100);
         let log = self.root().event_log();
@@ -409,7 +495,12 @@ impl Host {
     /// Tells of one image in the store.
     pub async fn image(&self, reference: &str, arch: Option<Arch>) -> Result<ImageInfo> {
         let arch = arch.map_or_else(|| self.engine.default_arch(), Ok)?;
-        self.engine.image_info(&self.engine.images.info(&self.engine.reference(reference)?, arch)?)
+        self.engine.image_info(
+            &self
+                .engine
+                .images
+                .info(&self.engine.reference(reference)?, arch)?,
+        )
     }
 
     /// Lists the images that can be had.
@@ -418,18 +509,37 @@ impl Host {
     }
 
     /// Gets an image: from its vendor, or made here where that is how it is had.
-    pub async fn pull_image(&self, reference: &str, arch: Option<Arch>, progress: &dyn Progress) -> Result<ImageInfo> {
+    pub async fn pull_image(
+        &self,
+        reference: &str,
+        arch: Option<Arch>,
+        progress: &dyn Progress,
+    ) -> Result<ImageInfo> {
         self.obtain(Way::Ensure, reference, arch, progress).await
     }
 
     /// Builds an image from packages, anew even if it is in the store.
-    pub async fn build_image(&self, reference: &str, arch: Option<Arch>, progress: &dyn Progress) -> Result<ImageInfo> {
+    pub async fn build_image(
+        &self,
+        reference: &str,
+        arch: Option<Arch>,
+        progress: &dyn Progress,
+    ) -> Result<ImageInfo> {
         self.obtain(Way::Build, reference, arch, progress).await
     }
 
-    async fn obtain(&self, way: Way, reference: &str, arch: Option<Arch>, progress: &dyn Progress) -> Result<ImageInfo> {
+    async fn obtain(
+        &self,
+        way: Way,
+        reference: &str,
+        arch: Option<Arch>,
+        progress: &dyn Progress,
+    ) -> Result<ImageInfo> {
         let arch = arch.map_or_else(|| self.engine.default_arch(), Ok)?;
-        let image = self.engine.obtain(way, &self.engine.reference(reference)?, arch, progress).await?;
+        let image = self
+            .engine
+            .obtain(way, &self.engine.reference(reference)?, arch, progress)
+            .await?;
         self.engine.image_info(&image)
     }
 
@@ -443,24 +553,46 @@ impl Host {
         _progress: &dyn Progress,
     ) -> Result<ImageInfo> {
         let arch = arch.map_or_else(|| self.engine.default_arch(), Ok)?;
-        self.engine.image_info(&self.engine.import(path, name, format, arch).await?)
+        self.engine
+            .image_info(&self.engine.import(path, name, format, arch).await?)
     }
 
     /// Removes an image that no VM needs. With `dry_run` it is only checked.
-    pub async fn remove_image(&self, reference: &str, arch: Option<Arch>, dry_run: bool) -> Result<ImageInfo> {
+    pub async fn remove_image(
+        &self,
+        reference: &str,
+        arch: Option<Arch>,
+        dry_run: bool,
+    ) -> Result<ImageInfo> {
         let arch = arch.map_or_else(|| self.engine.default_arch(), Ok)?;
-        self.engine.remove_image(&self.engine.reference(reference)?, arch, dry_run)
+        self.engine
+            .remove_image(&self.engine.reference(reference)?, arch, dry_run)
     }
 
     /// Makes an empty disk file.
-    pub async fn disk_create(&self, path: &Path, size: Bytes, format: DiskFormat) -> Result<DiskFile> {
+    pub async fn disk_create(
+        &self,
+        path: &Path,
+        size: Bytes,
+        format: DiskFormat,
+    ) -> Result<DiskFile> {
         disk::create(path, format, size.get()).await?;
         self.disk_info(path, format).await
     }
 
     /// Changes the size of a disk file; a smaller one only with `shrink`, which loses what is beyond it.
-    pub async fn disk_resize(&self, path: &Path, format: DiskFormat, size: Bytes, shrink: bool) -> Result<DiskFile> {
-        let shrink = if shrink { disk::Shrink::DiscardEnd } else { disk::Shrink::Refuse };
+    pub async fn disk_resize(
+        &self,
+        path: &Path,
+        format: DiskFormat,
+        size: Bytes,
+        shrink: bool,
+    ) -> Result<DiskFile> {
+        let shrink = if shrink {
+            disk::Shrink::DiscardEnd
+        } else {
+            disk::Shrink::Refuse
+        };
         disk::resize(path, format, size.get(), shrink).await?;
         self.disk_info(path, format).await
     }
@@ -496,7 +628,11 @@ impl Host {
         for driver in &self.engine.drivers {
             drivers.push(driver.probe().await);
         }
-        let clones = if disk::capabilities(self.home())?.reflink { "reflink" } else { "overlay" };
+        let clones = if disk::capabilities(self.home())?.reflink {
+            "reflink"
+        } else {
+            "overlay"
+        };
         let mut needs: Vec<Need> = self.engine.host_needs();
         needs.dedup();
         Ok(HostReport {

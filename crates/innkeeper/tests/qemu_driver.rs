@@ -81,11 +81,55 @@ fn pvh_elf(code: &[u8]) -> Vec<u8> {
     file
 }
 
+/// Makes an empty qcow2 image of 1 MiB over a backing file, whose format it does not tell.
+///
+/// Clusters of 64 KiB: header, refcount table, refcount block, L1 table (QEMU `docs/interop/qcow2.txt`).
+fn qcow2_over(backing: &Path) -> Vec<u8> {
+    const CLUSTER: u64 = 0x1_0000;
+    let name = backing.to_str().unwrap().as_bytes();
+    let mut file = b"QFI\xfb".to_vec();
+    file.extend(3u32.to_be_bytes());
+    file.extend(112u64.to_be_bytes());
+    file.extend((name.len() as u32).to_be_bytes());
+    file.extend(16u32.to_be_bytes());
+    file.extend((1u64 << 20).to_be_bytes());
+    file.extend(0u32.to_be_bytes());
+    file.extend(1u32.to_be_bytes());
+    file.extend((3 * CLUSTER).to_be_bytes());
+    file.extend(CLUSTER.to_be_bytes());
+    file.extend(1u32.to_be_bytes());
+    file.extend([0; 4 + 8 + 3 * 8]);
+    file.extend(4u32.to_be_bytes());
+    file.extend(104u32.to_be_bytes());
+    file.extend([0; 8]);
+    file.extend(name);
+    file.resize(4 * CLUSTER as usize, 0);
+    file[CLUSTER as usize..][..8].copy_from_slice(&(2 * CLUSTER).to_be_bytes());
+    for cluster in 0..4 {
+        file[2 * CLUSTER as usize + 2 * cluster + 1] = 1;
+    }
+    file
+}
+
 /// A VM's directory, its config and a driver; checks at the end that nothing is left.
 struct Bench {
     directory: tempfile::TempDir,
     options: QemuOptions,
     config: MachineConfig,
+    started: std::sync::Mutex<Vec<u32>>,
+}
+
+/// A test that fails leaves nothing either.
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for pid in self.started.lock().unwrap().iter() {
+            let pid = rustix::process::Pid::from_raw(*pid as i32).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 impl Bench {
@@ -146,6 +190,7 @@ impl Bench {
             directory,
             options,
             config,
+            started: std::sync::Mutex::default(),
         })
     }
 
@@ -154,7 +199,9 @@ impl Bench {
     }
 
     async fn launch(&self) -> Running {
-        self.driver().launch(&self.config).await.unwrap()
+        let running = self.driver().launch(&self.config).await.unwrap();
+        self.started.lock().unwrap().push(running.machine.pid());
+        running
     }
 
     async fn serial(&self) -> UnixStream {
@@ -460,6 +507,202 @@ async fn a_port_in_use_is_a_conflict() {
     let running = bench.launch().await;
     std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     running.machine.kill().await.unwrap();
+}
+
+/// QEMU itself must accept every option that a plan can hold.
+#[tokio::test]
+async fn every_machine_takes_its_whole_plan() {
+    let Some(mut bench) = Bench::new("whole").await else {
+        return;
+    };
+    let driver = bench.driver();
+    let report = driver.probe().await;
+    let at = |name: &str| bench.directory.path().join(name);
+    let disk = |name: &str, format, backing_format, read_only| DiskConfig {
+        name: name.to_owned(),
+        path: at(name),
+        format,
+        backing_format,
+        read_only,
+        boot_index: (!read_only).then_some(0),
+    };
+    // A raw layer that begins like another format must stay what it was said to be.
+    std::fs::write(
+        at("layer"),
+        [b"QFI\xfb".as_slice(), &[0xff; 0x1000]].concat(),
+    )
+    .unwrap();
+    std::fs::write(at("root"), qcow2_over(&at("layer"))).unwrap();
+    std::fs::write(at("seed,1"), [0; 0x1000]).unwrap();
+    bench.config.disks = vec![
+        disk("root", DiskFormat::Qcow2, Some(DiskFormat::Raw), false),
+        disk("seed,1", DiskFormat::Raw, None, true),
+    ];
+    bench.config.nics = vec![NicConfig {
+        mac: "52:54:00:12:34:56".parse().unwrap(),
+        user_network: UserNetwork::of_interface(0).unwrap(),
+        hostname: "guest".to_owned(),
+        forwards: Vec::new(),
+    }];
+    bench.config.cpus = 2;
+    let variables = BootConfig::Uefi {
+        variables: at("uefi-variables.fd"),
+    };
+    let variables_arm64 = BootConfig::Uefi {
+        variables: at("uefi-variables-arm64.fd"),
+    };
+    let direct = bench.config.boot.clone();
+    // Zeroes are a kernel that does nothing, which is enough to be started.
+    std::fs::write(at("zeroes"), [0; 0x1000]).unwrap();
+    let foreign = BootConfig::Direct {
+        kernel: at("zeroes"),
+        initrd: None,
+        cmdline: String::new(),
+    };
+    let mut tried = Vec::new();
+    for (arch, machine, boot) in [
+        (Arch::X86_64, None, &direct),
+        (Arch::X86_64, None, &BootConfig::Bios),
+        (Arch::X86_64, None, &variables),
+        (Arch::X86_64, Some("microvm"), &direct),
+        (Arch::Arm64, None, &foreign),
+        (Arch::Arm64, None, &variables_arm64),
+        (Arch::Riscv64, None, &foreign),
+    ] {
+        let mut config = bench.config.clone();
+        config.arch = arch;
+        config.boot = boot.clone();
+        let pinned = driver.pin_machine(machine, arch, &report);
+        if let Ok(pinned) = &pinned {
+            config.machine.clone_from(pinned);
+        }
+        let lacks = driver.check(&config, &report);
+        if pinned.is_err() || !lacks.is_empty() {
+            println!(
+                "not tried: {arch} {machine:?} {}: {lacks:?}",
+                boot_name(boot)
+            );
+            continue;
+        }
+        let mut running = driver.launch(&config).await.unwrap();
+        assert_eq!(
+            next(&mut running.events).await,
+            MachineEvent::Running,
+            "{arch} {machine:?}"
+        );
+        let mut agent = running.machine.agent_channel().await.unwrap();
+        agent.write_all(b"hello").await.unwrap();
+        running
+            .machine
+            .block_statistics()
+            .unwrap()
+            .block_totals()
+            .await
+            .unwrap();
+        running.machine.quit().await.unwrap();
+        let last = loop {
+            if let MachineEvent::Exited(report) = next(&mut running.events).await {
+                break report;
+            }
+        };
+        assert_eq!((last.code, last.expected), (Some(0), true), "{last:?}");
+        bench.nothing_left(running.machine.pid());
+        tried.push(format!("{arch} {} {}", config.machine, boot_name(boot)));
+    }
+    println!("tried: {tried:?}");
+    assert!(tried.len() >= 2, "{tried:?}");
+}
+
+fn boot_name(boot: &BootConfig) -> &'static str {
+    match boot {
+        BootConfig::Direct { .. } => "direct",
+        BootConfig::Uefi { .. } => "uefi",
+        BootConfig::Bios => "bios",
+    }
+}
+
+#[tokio::test]
+async fn a_backing_file_that_nobody_named_is_not_opened() {
+    let Some(mut bench) = Bench::new("backing").await else {
+        return;
+    };
+    let path = bench.directory.path().join("hostile");
+    // The header names a file that is not there: opening it would fail, so success shows that it was not tried.
+    std::fs::write(&path, qcow2_over(Path::new("/nonexistent/secret"))).unwrap();
+    let mut disk = DiskConfig {
+        name: "root".to_owned(),
+        path,
+        format: DiskFormat::Qcow2,
+        backing_format: None,
+        read_only: false,
+        boot_index: None,
+    };
+    bench.config.disks = vec![disk.clone()];
+    bench.launch().await.machine.kill().await.unwrap();
+    disk.backing_format = Some(DiskFormat::Raw);
+    bench.config.disks = vec![disk];
+    let driver = bench.driver();
+    let lock = bench.config.paths.vmm_lock.clone();
+    until("the lock to be free", || {
+        std::fs::File::open(&lock).unwrap().try_lock().is_ok()
+    })
+    .await;
+    let error = driver.launch(&bench.config).await.map(drop).unwrap_err();
+    assert!(error.to_string().contains("secret"), "{error}");
+}
+
+/// The trial of the accelerator included, as a host is asked for the first time, and again from the cache.
+#[tokio::test]
+async fn a_host_is_asked_once() {
+    let Some(bench) = Bench::new("asked").await else {
+        return;
+    };
+    let mut options = bench.options.clone();
+    options.accel_override = None;
+    options.cache = Some(bench.directory.path().join("asked.json"));
+    let start = Instant::now();
+    let asked = QemuDriver::new(options.clone()).probe().await;
+    let first = start.elapsed();
+    let start = Instant::now();
+    let remembered = QemuDriver::new(options.clone()).probe().await;
+    println!("asked in {first:?}, remembered in {:?}", start.elapsed());
+    println!("{:?} {:?} {:?}", asked.accel, asked.notes, asked.needs);
+    println!("counter {:?}", asked.details["tsc_khz"]);
+    assert_eq!(asked, remembered);
+    assert!(asked.usable, "{asked:?}");
+    assert!(
+        !asked.notes.is_empty(),
+        "it says why it runs CPUs as it does"
+    );
+    options.boot_id = "another-boot".to_owned();
+    let cache = std::fs::read(options.cache.as_ref().unwrap()).unwrap();
+    QemuDriver::new(options.clone()).probe().await;
+    assert_ne!(
+        cache,
+        std::fs::read(options.cache.as_ref().unwrap()).unwrap()
+    );
+}
+
+#[tokio::test]
+async fn a_host_without_qemu_says_what_to_install() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = QemuOptions::of(vec![directory.path().to_owned()], "this-boot");
+    let report = QemuDriver::new(options).probe().await;
+    assert!(!report.usable);
+    assert_eq!(report.arches, Vec::<String>::new());
+    assert!(
+        report
+            .needs
+            .iter()
+            .any(|need| need.what.starts_with("qemu-system-")),
+        "{report:?}"
+    );
+    assert!(
+        report
+            .capabilities
+            .iter()
+            .all(|capability| capability.lacking.is_some())
+    );
 }
 
 #[tokio::test]

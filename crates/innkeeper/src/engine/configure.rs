@@ -53,8 +53,11 @@ pub(crate) fn configure(
 /// Returns the architecture that an identity names.
 pub(crate) fn arch_of(identity: &Identity) -> Result<Arch> {
     identity.arch.parse().map_err(|_| {
-        Error::new(ErrorKind::Unsupported, format!("unknown architecture {:?}", identity.arch))
-            .with_hint("update Innkeeper")
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("unknown architecture {:?}", identity.arch),
+        )
+        .with_hint("update Innkeeper")
     })
 }
 
@@ -79,7 +82,9 @@ pub(crate) fn firmware(identity: &Identity, spec: &VmSpec) -> Firmware {
 
 fn boot(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Result<BootConfig> {
     Ok(match firmware(identity, spec) {
-        Firmware::Uefi => BootConfig::Uefi { variables: bundle.path("efi-variables.fd") },
+        Firmware::Uefi => BootConfig::Uefi {
+            variables: bundle.path("efi-variables.fd"),
+        },
         Firmware::Bios => BootConfig::Bios,
         Firmware::Direct => {
             let (kernel, initrd, base) = match (&spec.boot.kernel, &identity.boot) {
@@ -94,16 +99,26 @@ fn boot(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Result<BootConfi
                         ErrorKind::BadInput,
                         "boot.firmware is `direct` but there is no kernel",
                     )
-                    .with_hint("set boot.kernel, or use an image that has one, or boot.firmware: uefi"));
+                    .with_hint(
+                        "set boot.kernel, or use an image that has one, or boot.firmware: uefi",
+                    ));
                 }
             };
             let mut words = vec![base.to_owned()];
-            if identity.image.as_ref().is_some_and(|image| image.agent_is_init) {
+            if identity
+                .image
+                .as_ref()
+                .is_some_and(|image| image.agent_is_init)
+            {
                 words.extend(init_words(bundle.name(), identity, spec)?);
             }
             words.extend(spec.boot.cmdline.clone());
             words.retain(|word| !word.is_empty());
-            BootConfig::Direct { kernel, initrd, cmdline: words.join(" ") }
+            BootConfig::Direct {
+                kernel,
+                initrd,
+                cmdline: words.join(" "),
+            }
         }
     })
 }
@@ -128,7 +143,10 @@ fn init_words(name: &str, identity: &Identity, spec: &VmSpec) -> Result<Vec<Stri
             if path.contains([' ', ':', '"']) {
                 return Err(Error::new(
                     ErrorKind::BadInput,
-                    format!("disks.{}.mount: {path:?} can't be told to this image's init", disk.name),
+                    format!(
+                        "disks.{}.mount: {path:?} can't be told to this image's init",
+                        disk.name
+                    ),
                 )
                 .with_hint("use a path without spaces, colons and quotes"));
             }
@@ -141,7 +159,10 @@ fn init_words(name: &str, identity: &Identity, spec: &VmSpec) -> Result<Vec<Stri
 
 fn user_network(index: usize) -> Result<UserNetwork> {
     UserNetwork::of_interface(index).ok_or_else(|| {
-        Error::new(ErrorKind::BadInput, "networks: at most 32 interfaces of kind `user` are possible")
+        Error::new(
+            ErrorKind::BadInput,
+            "networks: at most 32 interfaces of kind `user` are possible",
+        )
     })
 }
 
@@ -149,7 +170,10 @@ fn disks(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Result<Vec<Disk
     let format = |word: &str| match word {
         "raw" => Ok(DiskFormat::Raw),
         "qcow2" => Ok(DiskFormat::Qcow2),
-        other => Err(Error::new(ErrorKind::Unsupported, format!("unknown disk format {other:?}"))),
+        other => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("unknown disk format {other:?}"),
+        )),
     };
     let mut disks = Vec::new();
     for own in &identity.disks {
@@ -163,8 +187,17 @@ fn disks(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Result<Vec<Disk
             boot_index: (own.name == "root").then_some(0),
         });
     }
-    for DiskSpec { name, path, format, read_only, .. } in &spec.disks {
-        let (Some(path), Some(format)) = (path, format) else { continue };
+    for DiskSpec {
+        name,
+        path,
+        format,
+        read_only,
+        ..
+    } in &spec.disks
+    {
+        let (Some(path), Some(format)) = (path, format) else {
+            continue;
+        };
         disks.push(DiskConfig {
             name: name.clone(),
             path: path.clone(),

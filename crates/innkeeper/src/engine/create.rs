@@ -13,12 +13,13 @@ use innkeeper_image::{Image, LayerId, disk};
 
 use super::Engine;
 use super::images::Way;
+use super::parts::{mac_address, make_empty_disk};
 use super::ports::{check_forwards, free_port};
 use super::select::Explanation;
 use crate::clock::timestamp;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Unit, Update};
-use crate::spec::{self, Arch, Bytes, DiskSpec, Firmware, VmSpec};
+use crate::spec::{self, Arch, Bytes, Firmware, VmSpec};
 use crate::store::{Bundle, HalfMade, Identity, IdentityDisk, PinnedBoot, PinnedImage, random_id};
 
 /// Size of a root disk that the spec does not name, if its image is smaller.
@@ -26,14 +27,24 @@ const ROOT_SIZE: Bytes = Bytes::gib(20);
 
 impl Engine {
     /// Creates a VM.
-    pub(crate) async fn create(&self, name: &str, spec: VmSpec, progress: &dyn Progress) -> Result<VmInfo> {
+    pub(crate) async fn create(
+        &self,
+        name: &str,
+        spec: VmSpec,
+        progress: &dyn Progress,
+    ) -> Result<VmInfo> {
         let wrap = |error: Error| error.while_doing(format!("can't create {name}"));
         self.clear_away(false)?;
         let half = self.root.begin_creating(name)?;
         let bundle = self.fill(&half, &spec, progress).await.map_err(wrap)?;
         match half.finish() {
             Ok(made) => {
-                self.root.event_log().append(Some(name), EventKind::Created { driver: bundle.driver })?;
+                self.root.event_log().append(
+                    Some(name),
+                    EventKind::Created {
+                        driver: bundle.driver,
+                    },
+                )?;
                 self.look(&made).await
             }
             Err(error) => {
@@ -43,16 +54,29 @@ impl Engine {
         }
     }
 
-    async fn fill(&self, half: &HalfMade, spec: &VmSpec, progress: &dyn Progress) -> Result<Identity> {
+    async fn fill(
+        &self,
+        half: &HalfMade,
+        spec: &VmSpec,
+        progress: &dyn Progress,
+    ) -> Result<Identity> {
+        spec::check(spec)?;
         self.check_against_host(spec)?;
         let arch = self.arch_of_spec(spec)?;
         let image = match &spec.image {
-            Some(text) => {
-                Some(self.obtain(Way::Ensure, &self.reference(text)?, arch, progress).await?)
-            }
+            Some(text) => Some(
+                self.obtain(Way::Ensure, &self.reference(text)?, arch, progress)
+                    .await?,
+            ),
             None => None,
         };
-        progress.report(Update { step: "creating", detail: half.destination().name(), done: 0, total: None, unit: Unit::None });
+        progress.report(Update {
+            step: "creating",
+            detail: half.destination().name(),
+            done: 0,
+            total: None,
+            unit: Unit::None,
+        });
         let mut identity = self.draft(spec, arch, image.as_ref())?;
         let choice = self.choose(half.destination(), &identity, spec).await?;
         identity.driver = choice.driver;
@@ -60,10 +84,17 @@ impl Engine {
         let bundle = half.bundle();
         std::fs::create_dir(bundle.path("log"))
             .and_then(|()| std::fs::create_dir(bundle.path("disks")))
-            .map_err(|error| Error::io(format!("can't make {}", bundle.directory().display()), error))?;
+            .map_err(|error| {
+                Error::io(
+                    format!("can't make {}", bundle.directory().display()),
+                    error,
+                )
+            })?;
         // First the identity, so that the leases it names can be found and given back if we die here.
         bundle.write_identity(&identity)?;
-        let made = self.make_parts(half, spec, image.as_ref(), &mut identity).await;
+        let made = self
+            .make_parts(half, spec, image.as_ref(), &mut identity)
+            .await;
         if let Err(error) = made {
             self.release(&identity)?;
             return Err(error);
@@ -80,10 +111,15 @@ impl Engine {
     ) -> Result<()> {
         let (bundle, name) = (half.bundle(), half.destination().name());
         for layer in identity.image.iter().flat_map(|image| &image.layers) {
-            self.images.lease(&layer.parse::<LayerId>()?, &identity.id)?;
+            self.images
+                .lease(&layer.parse::<LayerId>()?, &identity.id)?;
         }
         if let Some(base) = image.and_then(|image| self.images.base(image)) {
-            let asked = spec.disks.iter().find(|disk| disk.name == "root").and_then(|disk| disk.size);
+            let asked = spec
+                .disks
+                .iter()
+                .find(|disk| disk.name == "root")
+                .and_then(|disk| disk.size);
             let size = asked.map_or(base.virtual_bytes.max(ROOT_SIZE.get()), Bytes::get);
             let top = disk::create_top(&base, size, &bundle.path("disks"), "root")?;
             identity.disks.push(IdentityDisk {
@@ -91,17 +127,23 @@ impl Engine {
                 file: relative(bundle, &top.path),
                 format: top.format.to_string(),
                 backing_format: top.backing.as_ref().map(|(_, format)| format.to_string()),
-                layer: image.and_then(|image| image.root.as_ref()).map(|root| root.layer.to_string()),
+                layer: image
+                    .and_then(|image| image.root.as_ref())
+                    .map(|root| root.layer.to_string()),
                 size: top.virtual_bytes,
             });
         }
         for disk in spec.disks.iter().filter(|disk| disk.path.is_none()) {
             if identity.disks.iter().all(|own| own.name != disk.name) {
-                let made = self.make_empty_disk(bundle, disk).await?;
+                let made = make_empty_disk(bundle, disk).await?;
                 identity.disks.push(made);
             }
         }
-        if identity.image.as_ref().is_some_and(|image| image.cloud_init) {
+        if identity
+            .image
+            .as_ref()
+            .is_some_and(|image| image.cloud_init)
+        {
             self.write_seed(bundle, identity, name, spec)?;
             identity.seed = true;
         }
@@ -109,31 +151,11 @@ impl Engine {
         bundle.write_spec_text(&spec::write(spec))
     }
 
-    async fn make_empty_disk(&self, bundle: &Bundle, disk: &DiskSpec) -> Result<IdentityDisk> {
-        let Some(size) = disk.size else {
-            return Err(Error::new(ErrorKind::BadInput, format!("disks.{}: no size is given and no image to take it from", disk.name))
-                .with_hint("add `size: 20GiB`, or `path` and `format` of an existing file"));
-        };
-        let file = PathBuf::from(format!("disks/{}.raw", disk.name));
-        let path = bundle.path(&file);
-        match disk.mount {
-            Some(_) => innkeeper_image::make_ext4(&path, size.get(), &disk.name).await?,
-            None => disk::create(&path, innkeeper_image::DiskFormat::Raw, size.get()).await?,
-        }
-        Ok(IdentityDisk {
-            name: disk.name.clone(),
-            file,
-            format: "raw".to_owned(),
-            backing_format: None,
-            layer: None,
-            size: size.get(),
-        })
-    }
-
     /// Gives back the layers that a VM needed. Idempotent.
     pub(super) fn release(&self, identity: &Identity) -> Result<()> {
         for layer in identity.image.iter().flat_map(|image| &image.layers) {
-            self.images.release(&layer.parse::<LayerId>()?, &identity.id)?;
+            self.images
+                .release(&layer.parse::<LayerId>()?, &identity.id)?;
         }
         Ok(())
     }
@@ -141,11 +163,18 @@ impl Engine {
     /// Tells what `create` would do, without doing it.
     pub(crate) async fn plan_create(&self, name: &str, spec: &VmSpec) -> Result<Explanation> {
         let bundle = self.root.bundle_at(name);
-        name.parse::<spec::VmName>().map_err(|error| Error::new(ErrorKind::BadInput, error.to_string()))?;
+        name.parse::<spec::VmName>()
+            .map_err(|error| Error::new(ErrorKind::BadInput, error.to_string()))?;
         if bundle.directory().exists() {
-            return Err(Error::new(ErrorKind::Conflict, format!("a VM named {name} exists already"))
-                .with_hint(format!("choose another name with `--name`, or start it with `inn start {name}`")));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("a VM named {name} exists already"),
+            )
+            .with_hint(format!(
+                "choose another name with `--name`, or start it with `inn start {name}`"
+            )));
         }
+        spec::check(spec)?;
         self.check_against_host(spec)?;
         let arch = self.arch_of_spec(spec)?;
         let mut steps = Vec::new();
@@ -154,10 +183,14 @@ impl Engine {
                 let reference = self.reference(text)?;
                 let image = self.images.resolve(&reference, arch)?;
                 match &image {
-                    Some(image) => steps.push(format!("use the image {reference} ({})", image.digest)),
+                    Some(image) => {
+                        steps.push(format!("use the image {reference} ({})", image.digest))
+                    }
                     None => {
                         self.check_known(&reference, arch)?;
-                        steps.push(format!("get the image {reference} for {arch}, which is not in the store yet"));
+                        steps.push(format!(
+                            "get the image {reference} for {arch}, which is not in the store yet"
+                        ));
                     }
                 }
                 image
@@ -168,7 +201,9 @@ impl Engine {
         let (_, mut explanation) = self.weigh(&bundle, &identity, spec).await?;
         steps.push(format!("create {}", bundle.directory().display()));
         if image.as_ref().is_some_and(|image| image.root.is_some()) {
-            steps.push("make the root disk as a thin top over the image: no bytes are copied".to_owned());
+            steps.push(
+                "make the root disk as a thin top over the image: no bytes are copied".to_owned(),
+            );
         }
         explanation.steps = steps;
         Ok(explanation)
@@ -180,19 +215,11 @@ impl Engine {
 
     /// Makes the identity of a VM to be, but for its driver, machine and disks.
     fn draft(&self, spec: &VmSpec, arch: Arch, image: Option<&Image>) -> Result<Identity> {
-        let mut macs = Vec::new();
-        for network in &spec.networks {
-            macs.push(match network.mac {
-                Some(mac) => mac,
-                None => {
-                    let mut bytes = [0u8; 6];
-                    getrandom::fill(&mut bytes).map_err(|error| {
-                        Error::new(ErrorKind::Failure, "can't read random numbers").with_source(error)
-                    })?;
-                    innkeeper_net::MacAddr::from_random(bytes)
-                }
-            });
-        }
+        let macs = spec
+            .networks
+            .iter()
+            .map(mac_address)
+            .collect::<Result<Vec<_>>>()?;
         let has_ssh = image.is_some_and(|image| image.cloud_init) && !macs.is_empty();
         Ok(Identity {
             version: 1,
@@ -218,7 +245,10 @@ impl Engine {
         let kernel = boot.vmlinux.as_ref().unwrap_or(&boot.kernel);
         Some(PinnedBoot {
             kernel: self.images.layer_path(kernel),
-            initrd: boot.initrd.as_ref().map(|initrd| self.images.layer_path(initrd)),
+            initrd: boot
+                .initrd
+                .as_ref()
+                .map(|initrd| self.images.layer_path(initrd)),
             cmdline: boot.command_line.clone(),
         })
     }
@@ -231,7 +261,11 @@ impl Engine {
         {
             return Err(Error::new(
                 ErrorKind::BadInput,
-                format!("memory: {} is more than this host has ({} MiB)", spec.memory, total >> 20),
+                format!(
+                    "memory: {} is more than this host has ({} MiB)",
+                    spec.memory,
+                    total >> 20
+                ),
             )
             .with_hint("ask for less"));
         }
@@ -239,22 +273,38 @@ impl Engine {
             if !share.host.is_dir() {
                 return Err(Error::new(
                     ErrorKind::BadInput,
-                    format!("shares[{index}]: {} is not a folder of this host", share.host.display()),
+                    format!(
+                        "shares[{index}]: {} is not a folder of this host",
+                        share.host.display()
+                    ),
                 ));
             }
         }
-        for (what, path) in [("boot.kernel", &spec.boot.kernel), ("boot.initrd", &spec.boot.initrd)] {
+        for (what, path) in [
+            ("boot.kernel", &spec.boot.kernel),
+            ("boot.initrd", &spec.boot.initrd),
+        ] {
             if let Some(path) = path
                 && !path.is_file()
             {
-                return Err(Error::new(ErrorKind::BadInput, format!("{what}: there is no file {}", path.display())));
+                return Err(Error::new(
+                    ErrorKind::BadInput,
+                    format!("{what}: there is no file {}", path.display()),
+                ));
             }
         }
         for disk in &spec.disks {
             if let Some(path) = &disk.path
                 && !path.exists()
             {
-                return Err(Error::new(ErrorKind::BadInput, format!("disks.{}.path: there is no file {}", disk.name, path.display())));
+                return Err(Error::new(
+                    ErrorKind::BadInput,
+                    format!(
+                        "disks.{}.path: there is no file {}",
+                        disk.name,
+                        path.display()
+                    ),
+                ));
             }
         }
         Ok(())
@@ -266,7 +316,11 @@ fn pinned_image(image: &Image, spec: &VmSpec) -> PinnedImage {
         reference: image.reference.clone(),
         digest: image.digest.clone(),
         user: image.cloud_init.then(|| {
-            spec.seed.user.clone().or_else(|| image.default_user.clone()).unwrap_or_else(|| "inn".to_owned())
+            spec.seed
+                .user
+                .clone()
+                .or_else(|| image.default_user.clone())
+                .unwrap_or_else(|| "inn".to_owned())
         }),
         cloud_init: image.cloud_init,
         agent_is_init: image.kind == innkeeper_image::ImageKind::Tiny,
@@ -275,7 +329,9 @@ fn pinned_image(image: &Image, spec: &VmSpec) -> PinnedImage {
 }
 
 fn relative(bundle: &Bundle, path: &std::path::Path) -> PathBuf {
-    path.strip_prefix(bundle.directory()).unwrap_or(path).to_owned()
+    path.strip_prefix(bundle.directory())
+        .unwrap_or(path)
+        .to_owned()
 }
 
 /// Returns the memory of this host, in bytes.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use innkeeper_api::{AgentState, ErrorKind};
+use innkeeper_api::ErrorKind;
 
 use super::Engine;
 use crate::error::{Error, Result};
@@ -21,20 +21,24 @@ impl Engine {
             Err(error) if error.kind() == ErrorKind::Unreachable => {
                 let info = self.look(&bundle).await?;
                 if info.vmm_pid.is_none() {
-                    return Err(Error::new(ErrorKind::Conflict, format!("{name} is {}, it does not run", info.state))
-                        .with_hint(format!("start it with `inn start {name}`")));
-                }
-                if info.agent.state == AgentState::Waiting {
-                    return Err(Error::new(ErrorKind::Unreachable, format!("the agent of {name} has not said hello yet"))
-                        .with_hint(format!("wait for it with `inn wait {name} --for ready`")));
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        format!("{name} is {}, it does not run", info.state),
+                    )
+                    .with_hint(format!("start it with `inn start {name}`")));
                 }
                 keeper.agent_stream().await?
             }
             other => other?,
         };
-        let options = ChannelOptions { ping_interval: None, ..ChannelOptions::default() };
+        let options = ChannelOptions {
+            ping_interval: None,
+            ..ChannelOptions::default()
+        };
         let channel = GuestChannel::start(stream, options);
-        channel.ready(HELLO_TIMEOUT).await.map_err(|error| Error::from(error).while_doing(format!("can't reach the agent of {name}")))?;
+        channel.ready(HELLO_TIMEOUT).await.map_err(|error| {
+            Error::from(error).while_doing(format!("can't reach the agent of {name}"))
+        })?;
         Ok(channel)
     }
 }

@@ -33,8 +33,11 @@ impl Engine {
     /// Returns the architecture to use where none is named: the host's.
     pub(crate) fn default_arch(&self) -> Result<Arch> {
         Arch::host().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "this host's architecture is none that Innkeeper knows")
-                .with_hint("name the guest's with --arch")
+            Error::new(
+                ErrorKind::Unsupported,
+                "this host's architecture is none that Innkeeper knows",
+            )
+            .with_hint("name the guest's with --arch")
         })
     }
 
@@ -48,7 +51,8 @@ impl Engine {
     ) -> Result<Image> {
         let inputs = self.build_inputs(reference, arch)?;
         let (events, mut news) = tokio::sync::mpsc::unbounded_channel();
-        let sink: Arc<dyn ImageProgress> = Arc::new(move |event: innkeeper_image::Event| drop(events.send(event)));
+        let sink: Arc<dyn ImageProgress> =
+            Arc::new(move |event: innkeeper_image::Event| drop(events.send(event)));
         let store = self.images.clone();
         let known = store.resolve(reference, arch)?.map(|image| image.digest);
         let work = async {
@@ -72,7 +76,12 @@ impl Engine {
             }
         };
         if known.as_ref() != Some(&image.digest) {
-            self.root.event_log().append(None, EventKind::ImageAdded { image: image.reference.clone() })?;
+            self.root.event_log().append(
+                None,
+                EventKind::ImageAdded {
+                    image: image.reference.clone(),
+                },
+            )?;
         }
         Ok(image)
     }
@@ -83,13 +92,18 @@ impl Engine {
             Reference::Tiny => Some(self.agents.find(arch)?),
             _ => None,
         };
-        Ok(BuildInputs { agent, catalogues: self.catalogues.clone() })
+        Ok(BuildInputs {
+            agent,
+            catalogues: self.catalogues.clone(),
+        })
     }
 
     /// Refuses a name that nobody knows, naming the nearest one.
     pub(crate) fn check_known(&self, reference: &Reference, arch: Arch) -> Result<()> {
         match reference {
-            Reference::Named { name, version } if Catalogue::built_in().find(name, version, arch).is_none() => {
+            Reference::Named { name, version }
+                if Catalogue::built_in().find(name, version, arch).is_none() =>
+            {
                 Ok(self.images.info(reference, arch).map(drop)?)
             }
             _ => Ok(()),
@@ -104,33 +118,61 @@ impl Engine {
         format: DiskFormat,
         arch: Arch,
     ) -> Result<Image> {
-        let image =
-            self.images.import(path, name, format, arch, Arc::new(innkeeper_image::Silent)).await?;
-        self.root.event_log().append(None, EventKind::ImageAdded { image: image.reference.clone() })?;
+        let image = self
+            .images
+            .import(path, name, format, arch, Arc::new(innkeeper_image::Silent))
+            .await?;
+        self.root.event_log().append(
+            None,
+            EventKind::ImageAdded {
+                image: image.reference.clone(),
+            },
+        )?;
         Ok(image)
     }
 
     /// Removes an image; refused while a VM needs it.
-    pub(crate) fn remove_image(&self, reference: &Reference, arch: Arch, dry_run: bool) -> Result<ImageInfo> {
+    pub(crate) fn remove_image(
+        &self,
+        reference: &Reference,
+        arch: Arch,
+        dry_run: bool,
+    ) -> Result<ImageInfo> {
         let info = self.image_info(&self.images.info(reference, arch)?)?;
         if !info.used_by.is_empty() {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("the image {reference} is in use by {}", info.used_by.join(", ")),
+                format!(
+                    "the image {reference} is in use by {}",
+                    info.used_by.join(", ")
+                ),
             )
             .with_hint("remove those VMs first"));
         }
-        let run = if dry_run { innkeeper_image::Run::Dry } else { innkeeper_image::Run::Real };
+        let run = if dry_run {
+            innkeeper_image::Run::Dry
+        } else {
+            innkeeper_image::Run::Real
+        };
         self.images.rm(reference, arch, run)?;
         if !dry_run {
-            self.root.event_log().append(None, EventKind::ImageRemoved { image: info.reference.clone() })?;
+            self.root.event_log().append(
+                None,
+                EventKind::ImageRemoved {
+                    image: info.reference.clone(),
+                },
+            )?;
         }
         Ok(info)
     }
 
     /// Tells of every image in the store.
     pub(crate) fn image_infos(&self) -> Result<Vec<ImageInfo>> {
-        self.images.ls()?.iter().map(|image| self.image_info(image)).collect()
+        self.images
+            .ls()?
+            .iter()
+            .map(|image| self.image_info(image))
+            .collect()
     }
 
     /// Tells of one image.
@@ -151,8 +193,9 @@ impl Engine {
         }
         let mut size_bytes = 0;
         for path in files.values() {
-            let file = std::fs::metadata(path)
-                .map_err(|error| Error::io(format!("can't read the layer {}", path.display()), error))?;
+            let file = std::fs::metadata(path).map_err(|error| {
+                Error::io(format!("can't read the layer {}", path.display()), error)
+            })?;
             size_bytes += file.blocks() * 512;
         }
         let names = self.names_by_id()?;
@@ -197,7 +240,9 @@ impl Engine {
             CatalogueEntry {
                 reference: "tiny".to_owned(),
                 arches: vec!["x86_64".to_owned(), "arm64".to_owned()],
-                description: "the distribution's cloud kernel, busybox and the agent; ready in seconds".to_owned(),
+                description:
+                    "the distribution's cloud kernel, busybox and the agent; ready in seconds"
+                        .to_owned(),
                 how: "built".to_owned(),
                 tried: true,
             },
@@ -206,13 +251,15 @@ impl Engine {
         for entry in Catalogue::built_in().entries() {
             let reference = format!("{}:{}", entry.name, entry.version);
             let is_built = built && entry.name == "debian" && Arch::host() == Some(entry.arch);
-            let listed = entries.entry(reference.clone()).or_insert_with(|| CatalogueEntry {
-                reference,
-                arches: Vec::new(),
-                description: format!("{} {}", entry.name, entry.version),
-                how: "downloaded".to_owned(),
-                tried: false,
-            });
+            let listed = entries
+                .entry(reference.clone())
+                .or_insert_with(|| CatalogueEntry {
+                    reference,
+                    arches: Vec::new(),
+                    description: format!("{} {}", entry.name, entry.version),
+                    how: "downloaded".to_owned(),
+                    tried: false,
+                });
             listed.arches.push(entry.arch.to_string());
             if is_built {
                 "built from packages".clone_into(&mut listed.how);

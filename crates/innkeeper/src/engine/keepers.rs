@@ -5,7 +5,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use innkeeper_api::{
-    Accepted, ErrorKind, KillRequest, Problem, RestartRequest, StartRequest, StopOutcome, StopRequest, StoppedBy,
+    Accepted, ErrorKind, KillRequest, Problem, RestartRequest, StartRequest, StopOutcome,
+    StopRequest, StoppedBy,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -30,7 +31,10 @@ impl Engine {
 
     /// Returns the way to a VM's keeper, whether one listens or not.
     pub(crate) fn keeper(&self, bundle: &Bundle) -> Result<KeeperClient> {
-        Ok(KeeperClient::new(bundle.name(), self.keeper_socket(&bundle.identity()?)))
+        Ok(KeeperClient::new(
+            bundle.name(),
+            self.keeper_socket(&bundle.identity()?),
+        ))
     }
 
     /// Takes a VM's lock, waiting a little for a command or an ending keeper that has it.
@@ -58,34 +62,54 @@ impl Engine {
     pub(crate) async fn spawn_keeper(&self, bundle: &Bundle) -> Result<()> {
         let name = bundle.name();
         let failed = |error| Error::io(format!("can't start the keeper of {name}"), error);
-        let log = OpenOptions::new().append(true).create(true).open(bundle.path("log/keeper.log")).map_err(failed)?;
+        let log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(bundle.path("log/keeper.log"))
+            .map_err(failed)?;
         let mut child = Command::new(&self.helper)
             .arg0("inn")
             .args(["keeper", name])
             .env_clear()
-            .envs(self.helper_environment.iter().map(|(name, value)| (name, value)))
+            .envs(
+                self.helper_environment
+                    .iter()
+                    .map(|(name, value)| (name, value)),
+            )
             .current_dir(self.root.home())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
             .map_err(|error| {
-                failed(error).with_hint(format!("{} must be the `inn` executable", self.helper.display()))
+                failed(error).with_hint(format!(
+                    "{} must be the `inn` executable",
+                    self.helper.display()
+                ))
             })?;
-        let Some(out) = child.stdout.take() else { return Ok(()) };
+        let Some(out) = child.stdout.take() else {
+            return Ok(());
+        };
         // Whoever embeds the library has children reaped by the runtime; the command line is gone before its keeper is.
         tokio::spawn(async move { child.wait().await });
         let mut line = String::new();
-        let heard = tokio::time::timeout(LISTENS_TIMEOUT, BufReader::new(out).read_line(&mut line)).await;
+        let heard =
+            tokio::time::timeout(LISTENS_TIMEOUT, BufReader::new(out).read_line(&mut line)).await;
         match heard {
-            Err(_) => Err(Error::new(ErrorKind::TimedOut, format!("the keeper of {name} does not begin to listen"))
-                .with_hint(format!("see `inn logs --keeper {name}`"))),
+            Err(_) => Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("the keeper of {name} does not begin to listen"),
+            )
+            .with_hint(format!("see `inn logs --keeper {name}`"))),
             Ok(Err(error)) => Err(failed(error)),
             Ok(Ok(_)) if line.trim_end() == READY => Ok(()),
             Ok(Ok(_)) => Err(match serde_json::from_str::<Problem>(&line) {
                 Ok(problem) => Error::from_problem(problem),
-                Err(_) => Error::new(ErrorKind::Failure, format!("the keeper of {name} ended at once"))
-                    .with_hint(format!("see `inn logs --keeper {name}`")),
+                Err(_) => Error::new(
+                    ErrorKind::Failure,
+                    format!("the keeper of {name} ended at once"),
+                )
+                .with_hint(format!("see `inn logs --keeper {name}`")),
             }),
         }
     }
@@ -103,7 +127,9 @@ impl Engine {
             match self.spawn_keeper(bundle).await {
                 Ok(()) => return Ok(keeper),
                 // Another command was faster, or an earlier keeper is just ending.
-                Err(error) if error.kind() == ErrorKind::Conflict && started.elapsed() < LOCK_TIMEOUT => {
+                Err(error)
+                    if error.kind() == ErrorKind::Conflict && started.elapsed() < LOCK_TIMEOUT =>
+                {
                     tokio::time::sleep(TRY_AGAIN).await;
                 }
                 Err(error) => return Err(error),
@@ -123,7 +149,9 @@ impl Engine {
 
     /// Stops a VM.
     pub(crate) async fn stop(&self, name: &str, request: &StopRequest) -> Result<StopOutcome> {
-        self.end(name, "/v1/vm/stop", request).await.map_err(|error| error.while_doing(format!("can't stop {name}")))
+        self.end(name, "/v1/vm/stop", request)
+            .await
+            .map_err(|error| error.while_doing(format!("can't stop {name}")))
     }
 
     /// Ends a VM's hypervisor.
@@ -134,7 +162,11 @@ impl Engine {
     }
 
     /// Stops and starts a VM; returns when the hypervisor of the new run runs.
-    pub(crate) async fn restart(&self, name: &str, request: &RestartRequest) -> Result<StopOutcome> {
+    pub(crate) async fn restart(
+        &self,
+        name: &str,
+        request: &RestartRequest,
+    ) -> Result<StopOutcome> {
         let bundle = self.root.bundle(name)?;
         self.need_keeper(&bundle)
             .await?
@@ -143,7 +175,12 @@ impl Engine {
             .map_err(|error| error.while_doing(format!("can't restart {name}")))
     }
 
-    async fn end(&self, name: &str, path: &str, request: &impl serde::Serialize) -> Result<StopOutcome> {
+    async fn end(
+        &self,
+        name: &str,
+        path: &str,
+        request: &impl serde::Serialize,
+    ) -> Result<StopOutcome> {
         let bundle = self.root.bundle(name)?;
         let keeper = self.keeper(&bundle)?;
         match keeper.ask(path, request).await {
@@ -153,7 +190,10 @@ impl Engine {
         // No keeper: what it left is settled, or adopted, by looking.
         let info = self.look(&bundle).await?;
         if info.keeper_pid.is_none() {
-            return Ok(StopOutcome { by: StoppedBy::AlreadyStopped, elapsed_ms: 0 });
+            return Ok(StopOutcome {
+                by: StoppedBy::AlreadyStopped,
+                elapsed_ms: 0,
+            });
         }
         keeper.ask(path, request).await
     }

@@ -62,12 +62,20 @@ impl Engine {
                 told.push(self.describe_or_say_why(&bundle, self.describe_off(&bundle)));
             }
         }
-        let looks = futures_util::future::join_all(running.iter().map(|bundle| self.look(bundle))).await;
+        let looks =
+            futures_util::future::join_all(running.iter().map(|bundle| self.look(bundle))).await;
         for (bundle, look) in running.iter().zip(looks) {
             told.push(self.describe_or_say_why(bundle, look));
         }
-        told.extend(self.root.being_created()?.into_iter().map(|name| blank(name, VmState::Creating, None)));
-        told.retain(|info| info.state == VmState::Creating || self.root.bundle_at(&info.name).directory().exists());
+        told.extend(
+            self.root
+                .being_created()?
+                .into_iter()
+                .map(|name| blank(name, VmState::Creating, None)),
+        );
+        told.retain(|info| {
+            info.state == VmState::Creating || self.root.bundle_at(&info.name).directory().exists()
+        });
         told.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(told)
     }
@@ -75,7 +83,11 @@ impl Engine {
     /// One VM with a damaged file must not hide the others.
     fn describe_or_say_why(&self, bundle: &Bundle, look: Result<VmInfo>) -> VmInfo {
         look.unwrap_or_else(|error| {
-            let mut info = blank(bundle.name().to_owned(), VmState::Failed, Some(error.chain().join(": ")));
+            let mut info = blank(
+                bundle.name().to_owned(),
+                VmState::Failed,
+                Some(error.chain().join(": ")),
+            );
             info.directory = bundle.directory().display().to_string();
             info
         })
@@ -83,12 +95,22 @@ impl Engine {
 
     fn describe_off(&self, bundle: &Bundle) -> Result<VmInfo> {
         let recorded = bundle.recorded()?;
-        let power = match recorded.as_ref().and_then(|recorded| recorded.failed.clone()) {
+        let power = match recorded
+            .as_ref()
+            .and_then(|recorded| recorded.failed.clone())
+        {
             Some(reason) => Power::Failed(reason),
             None => Power::Stopped,
         };
         let live = Live::off(power, recorded.map(|recorded| recorded.since));
-        Ok(describe(bundle, &bundle.identity()?, &bundle.spec()?, None, &live, &self.ssh_key()))
+        Ok(describe(
+            bundle,
+            &bundle.identity()?,
+            &bundle.spec()?,
+            None,
+            &live,
+            &self.ssh_key(),
+        ))
     }
 
     fn describe_stale(&self, bundle: &Bundle, why: &str) -> Result<VmInfo> {
@@ -97,7 +119,14 @@ impl Engine {
         live.stale_since = Some(timestamp());
         live.waiting_for = Some(why.to_owned());
         let applied = bundle.applied_spec()?;
-        Ok(describe(bundle, &bundle.identity()?, &bundle.spec()?, applied.as_ref(), &live, &self.ssh_key()))
+        Ok(describe(
+            bundle,
+            &bundle.identity()?,
+            &bundle.spec()?,
+            applied.as_ref(),
+            &live,
+            &self.ssh_key(),
+        ))
     }
 }
 

@@ -19,18 +19,35 @@ impl Engine {
                 });
             }
         };
-        tool("qemu-img", "disks can't be converted, resized or looked at", "qemu-utils");
-        tool("mke2fs", "disks with a file system can't be made", "e2fsprogs");
+        tool(
+            "qemu-img",
+            "disks can't be converted, resized or looked at",
+            "qemu-utils",
+        );
+        tool(
+            "mke2fs",
+            "disks with a file system can't be made",
+            "e2fsprogs",
+        );
         if innkeeper_image::can_build_debian() || self.has_program("apt-get") {
-            tool("mmdebstrap", "debian images can't be built from packages", "mmdebstrap");
-            tool("newuidmap", "debian images can't be built without root", "uidmap");
+            tool(
+                "mmdebstrap",
+                "debian images can't be built from packages",
+                "mmdebstrap",
+            );
+            tool(
+                "newuidmap",
+                "debian images can't be built without root",
+                "uidmap",
+            );
         }
         if let Some(arch) = crate::spec::Arch::host()
             && let Err(error) = self.agents.find(arch)
         {
             needs.push(Need {
                 what: format!("guest agent for {arch}"),
-                without: "the image `tiny` can't be made, and other guests have no agent".to_owned(),
+                without: "the image `tiny` can't be made, and other guests have no agent"
+                    .to_owned(),
                 fix: error.hint().unwrap_or_default().to_owned(),
             });
         }
@@ -40,6 +57,9 @@ impl Engine {
     fn has_program(&self, program: &str) -> bool {
         // Tools of the system's administrator are not on every user's path.
         let system = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
-        self.search_path.iter().chain(&system).any(|directory| directory.join(program).is_file())
+        self.search_path
+            .iter()
+            .chain(&system)
+            .any(|directory| directory.join(program).is_file())
     }
 }

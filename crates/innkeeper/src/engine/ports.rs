@@ -18,10 +18,19 @@ pub(crate) fn check_forwards(spec: &VmSpec) -> Result<()> {
                 Protocol::Udp => UdpSocket::bind(address).map(drop),
             };
             bound.map_err(|error| {
-                let error = Error::io(format!("networks[{index}].forwards: port {address} of this host can't be used"), error);
+                let error = Error::io(
+                    format!(
+                        "networks[{index}].forwards: port {address} of this host can't be used"
+                    ),
+                    error,
+                );
                 match error.kind() {
-                    ErrorKind::Conflict => error.with_hint("another program listens there; choose another port"),
-                    ErrorKind::NotPermitted => error.with_hint("ports below 1024 need privileges; choose a higher one"),
+                    ErrorKind::Conflict => {
+                        error.with_hint("another program listens there; choose another port")
+                    }
+                    ErrorKind::NotPermitted => {
+                        error.with_hint("ports below 1024 need privileges; choose a higher one")
+                    }
                     _ => error,
                 }
             })?;
@@ -32,7 +41,9 @@ pub(crate) fn check_forwards(spec: &VmSpec) -> Result<()> {
 
 /// Returns the port for SSH in this run: the VM's own if it is free, else another one. None if the guest has no SSH server that we know of.
 pub(crate) fn choose_ssh_port(identity: &Identity) -> Result<Option<u16>> {
-    let Some(port) = identity.ssh_port else { return Ok(None) };
+    let Some(port) = identity.ssh_port else {
+        return Ok(None);
+    };
     match TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)) {
         Ok(_) => Ok(Some(port)),
         Err(_) => free_port().map(Some),

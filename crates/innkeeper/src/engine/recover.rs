@@ -44,10 +44,13 @@ pub(crate) fn find(bundle: &Bundle) -> Result<Found> {
     let run = bundle.run()?;
     let lives = bundle.hypervisor_lives()?;
     Ok(match run {
-        Some(_) if !bundle.run_is_of_this_boot()? => {
-            Found::Ended(RecordedPower { failed: None, since: timestamp() })
-        }
-        Some(Run { record: Some(_), .. }) if !lives => Found::Ended(ended_unwatched(bundle)?),
+        Some(_) if !bundle.run_is_of_this_boot()? => Found::Ended(RecordedPower {
+            failed: None,
+            since: timestamp(),
+        }),
+        Some(Run {
+            record: Some(_), ..
+        }) if !lives => Found::Ended(ended_unwatched(bundle)?),
         Some(run) if run.record.is_some() => Found::Running(run),
         _ if lives => Found::Orphan,
         _ => Found::Ended(RecordedPower {
@@ -64,11 +67,19 @@ pub(crate) fn ended_unwatched(bundle: &Bundle) -> Result<RecordedPower> {
     if !words.is_empty() {
         reason = format!("{reason}; its last words: {words}");
     }
-    Ok(RecordedPower { failed: Some(reason), since: timestamp() })
+    Ok(RecordedPower {
+        failed: Some(reason),
+        since: timestamp(),
+    })
 }
 
 /// Records how a run ended and removes what only a run has. The caller holds the VM's lock.
-pub(crate) fn settle(root: &Root, bundle: &Bundle, identity: &Identity, recorded: &RecordedPower) -> Result<()> {
+pub(crate) fn settle(
+    root: &Root,
+    bundle: &Bundle,
+    identity: &Identity,
+    recorded: &RecordedPower,
+) -> Result<()> {
     bundle.end_run(recorded)?;
     root.remove_socket_directory(&identity.id);
     Ok(())
@@ -85,9 +96,15 @@ pub(crate) async fn end_orphan(bundle: &Bundle) -> Result<()> {
         if started.elapsed() > GONE_TIMEOUT {
             return Err(Error::new(
                 ErrorKind::Failure,
-                format!("a hypervisor of {} lives that can't be ended", bundle.name()),
+                format!(
+                    "a hypervisor of {} lives that can't be ended",
+                    bundle.name()
+                ),
             )
-            .with_hint(format!("find the process that has {} open and end it", lock.display())));
+            .with_hint(format!(
+                "find the process that has {} open and end it",
+                lock.display()
+            )));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -98,14 +115,18 @@ pub(crate) async fn end_orphan(bundle: &Bundle) -> Result<()> {
 #[cfg(target_os = "linux")]
 fn holders(path: &std::path::Path) -> Vec<rustix::process::Pid> {
     let own = std::process::id().cast_signed();
-    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     processes
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| *pid != own)
         .filter(|pid| {
             std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|descriptors| {
-                descriptors.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path))
+                descriptors
+                    .flatten()
+                    .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path))
             })
         })
         .filter_map(rustix::process::Pid::from_raw)

@@ -21,7 +21,9 @@ impl Engine {
         // A VM whose identity can't be read can be removed all the same.
         let identity = bundle.identity().ok();
         let hidden = self.root.begin_deleting(&bundle)?;
-        self.root.event_log().append(Some(name), EventKind::Removed)?;
+        self.root
+            .event_log()
+            .append(Some(name), EventKind::Removed)?;
         self.finish_removing(identity.as_ref(), &hidden)
     }
 
@@ -37,7 +39,9 @@ impl Engine {
     /// Asks, before anything is done, whether a request would be admitted.
     async fn may(&self, bundle: &Bundle, request: Request) -> Result<()> {
         let (power, protected) = match self.look(bundle).await {
-            Ok(info) if info.vmm_pid.is_some() || info.keeper_pid.is_some() => (Power::Running, info.protected),
+            Ok(info) if info.vmm_pid.is_some() || info.keeper_pid.is_some() => {
+                (Power::Running, info.protected)
+            }
             Ok(info) => (Power::Stopped, info.protected),
             Err(_) => (Power::Stopped, false),
         };
@@ -46,10 +50,17 @@ impl Engine {
 
     /// Asks again with the lock held, when nothing can change any more.
     fn may_now(&self, bundle: &Bundle, request: Request) -> Result<()> {
-        let power = if bundle.hypervisor_lives()? { Power::Running } else { Power::Stopped };
+        let power = if bundle.hypervisor_lives()? {
+            Power::Running
+        } else {
+            Power::Stopped
+        };
         let protected = bundle.spec().is_ok_and(|spec| spec.protected);
         if power == Power::Running {
-            return Err(Error::new(ErrorKind::Conflict, format!("{} was started meanwhile", bundle.name())));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{} was started meanwhile", bundle.name()),
+            ));
         }
         decide(bundle, admit(Operation::None, &power, protected, request))
     }
@@ -61,14 +72,22 @@ impl Engine {
         let _lock = self.lock(&bundle).await?;
         self.may_now(&bundle, Request::Rename)?;
         self.root.rename(&bundle, to)?;
-        self.root.event_log().append(Some(to), EventKind::Renamed { from: from.to_owned() })
+        self.root.event_log().append(
+            Some(to),
+            EventKind::Renamed {
+                from: from.to_owned(),
+            },
+        )
     }
 
     /// Sets or lifts the protection of a VM.
     pub(crate) async fn protect(&self, name: &str, protect: bool) -> Result<()> {
         let bundle = self.root.bundle(name)?;
         let text = bundle.spec_text()?;
-        let edit = spec::Edit { path: "protected".to_owned(), value: protect.then(|| "true".to_owned()) };
+        let edit = spec::Edit {
+            path: "protected".to_owned(),
+            value: protect.then(|| "true".to_owned()),
+        };
         let new = spec::edit(&text, &[edit])?;
         self.replace_spec(name, &text, &new, false).await.map(drop)
     }
@@ -77,9 +96,14 @@ impl Engine {
     pub(crate) fn clear_away(&self, dry_run: bool) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for hidden in self.root.leftovers()? {
-            found.push(format!("left by a command that was interrupted: {}", hidden.display()));
+            found.push(format!(
+                "left by a command that was interrupted: {}",
+                hidden.display()
+            ));
             if !dry_run {
-                let identity = crate::store::read_json::<Identity>(&hidden.join("identity.json")).ok().flatten();
+                let identity = crate::store::read_json::<Identity>(&hidden.join("identity.json"))
+                    .ok()
+                    .flatten();
                 self.finish_removing(identity.as_ref(), &hidden)?;
             }
         }
@@ -91,8 +115,17 @@ fn decide(bundle: &Bundle, decision: Decision) -> Result<()> {
     match decision {
         Decision::Enqueue | Decision::AlreadySo => Ok(()),
         Decision::Denied(reason, hint) => {
-            let error = Error::new(ErrorKind::Conflict, format!("can't do that to {}: {reason}", bundle.name()));
-            Err(hint.map_or(error, |hint| Error::new(ErrorKind::Conflict, format!("can't do that to {}: {reason}", bundle.name())).with_hint(hint)))
+            let error = Error::new(
+                ErrorKind::Conflict,
+                format!("can't do that to {}: {reason}", bundle.name()),
+            );
+            Err(hint.map_or(error, |hint| {
+                Error::new(
+                    ErrorKind::Conflict,
+                    format!("can't do that to {}: {reason}", bundle.name()),
+                )
+                .with_hint(hint)
+            }))
         }
     }
 }

@@ -10,18 +10,31 @@ use crate::store::{Bundle, Identity};
 
 impl Engine {
     /// Writes `seed.img`.
-    pub(super) fn write_seed(&self, bundle: &Bundle, identity: &Identity, name: &str, spec: &VmSpec) -> Result<()> {
+    pub(super) fn write_seed(
+        &self,
+        bundle: &Bundle,
+        identity: &Identity,
+        name: &str,
+        spec: &VmSpec,
+    ) -> Result<()> {
         let asked = &spec.seed;
         let mut keys = vec![self.public_key()?];
         keys.extend(asked.ssh_keys.iter().cloned());
-        let mut mounts: Vec<SeedMount> = asked.mounts.iter().filter_map(|fields| mount(fields)).collect();
+        let mut mounts: Vec<SeedMount> = asked
+            .mounts
+            .iter()
+            .filter_map(|fields| mount(fields))
+            .collect();
         mounts.extend(spec.disks.iter().filter_map(|disk| {
             Some(SeedMount {
                 // udev names virtio disks by their serial, which is the disk's name.
                 source: format!("/dev/disk/by-id/virtio-{}", disk.name),
                 target: disk.mount.as_ref()?.display().to_string(),
                 kind: "auto".to_owned(),
-                options: vec![if disk.read_only { "ro" } else { "defaults" }.to_owned(), "nofail".to_owned()],
+                options: vec![
+                    if disk.read_only { "ro" } else { "defaults" }.to_owned(),
+                    "nofail".to_owned(),
+                ],
             })
         }));
         let seed = Seed {
@@ -72,6 +85,18 @@ fn mount(fields: &[String]) -> Option<SeedMount> {
         source: fields.next()?,
         target: fields.next()?,
         kind: fields.next().unwrap_or_else(|| "auto".to_owned()),
-        options: fields.next().map(|options| options.split(',').map(str::to_owned).collect()).unwrap_or_default(),
+        options: fields
+            .next()
+            .map(|options| options.split(',').map(str::to_owned).collect())
+            .unwrap_or_default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_seed_puts_the_agent_where_its_unit_looks_for_it() {
+        assert_eq!(innkeeper_image::AGENT_PATH, innkeeper_agent::unit::AGENT_PATH);
+        assert_eq!(innkeeper_image::AGENT_UNIT, innkeeper_agent::unit::UNIT_NAME);
+    }
 }

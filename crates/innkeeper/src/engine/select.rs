@@ -48,10 +48,19 @@ impl Engine {
     /// Chooses the driver for a spec: the named one, or the first that can do all of it. `identity` is complete but for driver and machine.
     ///
     /// Errors: `Unsupported` with every reason of every driver if none can, `BadInput` if the named one is unknown.
-    pub(crate) async fn choose(&self, bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Result<Choice> {
+    pub(crate) async fn choose(
+        &self,
+        bundle: &Bundle,
+        identity: &Identity,
+        spec: &VmSpec,
+    ) -> Result<Choice> {
         let (choice, explanation) = self.weigh(bundle, identity, spec).await?;
         match choice {
-            Some((driver, machine)) => Ok(Choice { driver, machine, explanation }),
+            Some((driver, machine)) => Ok(Choice {
+                driver,
+                machine,
+                explanation,
+            }),
             None => Err(refusal(bundle.name(), &explanation)),
         }
     }
@@ -72,7 +81,8 @@ impl Engine {
         }
         for driver in &self.drivers {
             let report = driver.probe().await;
-            let (machine, mut against) = self.judge(driver.as_ref(), &report, bundle, identity, spec, arch)?;
+            let (machine, mut against) =
+                self.judge(driver.as_ref(), &report, bundle, identity, spec, arch)?;
             if let DriverChoice::Named(named) = &spec.driver
                 && named != driver.name()
             {
@@ -89,7 +99,10 @@ impl Engine {
                 }
                 chosen = Some((driver.name().to_owned(), machine));
             }
-            verdicts.push(DriverVerdict { driver: driver.name().to_owned(), against });
+            verdicts.push(DriverVerdict {
+                driver: driver.name().to_owned(),
+                against,
+            });
         }
         let explanation = Explanation {
             driver: chosen.as_ref().map(|(driver, _)| driver.clone()),
@@ -97,7 +110,8 @@ impl Engine {
                 (None, _) => "no driver can do all that the spec asks for here".to_owned(),
                 (Some(_), DriverChoice::Named(_)) => "the spec names it, and it can".to_owned(),
                 (Some(_), DriverChoice::Auto) => {
-                    "it is the lightest driver here that can do all that the spec asks for".to_owned()
+                    "it is the lightest driver here that can do all that the spec asks for"
+                        .to_owned()
                 }
             },
             drivers: verdicts,
@@ -131,11 +145,15 @@ impl Engine {
                 }],
             ),
         };
-        let identity = Identity { machine: machine.clone().unwrap_or_default(), ..identity.clone() };
+        let identity = Identity {
+            machine: machine.clone().unwrap_or_default(),
+            ..identity.clone()
+        };
         let sockets = self.root.socket_directory(&identity.id);
         let config = configure(bundle, &identity, spec, sockets, identity.ssh_port)?;
         for reason in driver.check(&config, report) {
-            let known = |other: &Unsupported| other.field == reason.field && other.field == "machine";
+            let known =
+                |other: &Unsupported| other.field == reason.field && other.field == "machine";
             if !against.iter().any(known) {
                 against.push(reason);
             }
@@ -145,16 +163,27 @@ impl Engine {
 
     /// Returns a driver by its name.
     pub(crate) fn driver(&self, name: &str) -> Result<std::sync::Arc<dyn Driver>> {
-        self.drivers.iter().find(|driver| driver.name() == name).cloned().ok_or_else(|| {
-            let known: Vec<&str> = self.drivers.iter().map(|driver| driver.name()).collect();
-            Error::new(ErrorKind::BadInput, format!("driver: there is no driver named {name:?}"))
+        self.drivers
+            .iter()
+            .find(|driver| driver.name() == name)
+            .cloned()
+            .ok_or_else(|| {
+                let known: Vec<&str> = self.drivers.iter().map(|driver| driver.name()).collect();
+                Error::new(
+                    ErrorKind::BadInput,
+                    format!("driver: there is no driver named {name:?}"),
+                )
                 .with_hint(format!("this build knows: auto, {}", known.join(", ")))
-        })
+            })
     }
 }
 
 fn because(notes: &[String]) -> String {
-    if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) }
+    if notes.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", notes.join("; "))
+    }
 }
 
 /// One error that names every reason.
@@ -164,7 +193,11 @@ fn refusal(name: &str, explanation: &Explanation) -> Error {
         .iter()
         .flat_map(|verdict| {
             verdict.against.iter().map(move |against| {
-                let field = if against.field.is_empty() { String::new() } else { format!("{}: ", against.field) };
+                let field = if against.field.is_empty() {
+                    String::new()
+                } else {
+                    format!("{}: ", against.field)
+                };
                 format!("{}: {field}{}", verdict.driver, against.reason)
             })
         })
@@ -172,11 +205,19 @@ fn refusal(name: &str, explanation: &Explanation) -> Error {
     let hints: Vec<&str> = explanation
         .drivers
         .iter()
-        .flat_map(|verdict| verdict.against.iter().filter_map(|against| against.hint.as_deref()))
+        .flat_map(|verdict| {
+            verdict
+                .against
+                .iter()
+                .filter_map(|against| against.hint.as_deref())
+        })
         .collect();
     let error = Error::new(
         ErrorKind::Unsupported,
-        format!("no driver of this host can run {name}: {}", reasons.join("; ")),
+        format!(
+            "no driver of this host can run {name}: {}",
+            reasons.join("; ")
+        ),
     );
     match hints.first() {
         Some(hint) => error.with_hint((*hint).to_owned()),

@@ -25,8 +25,11 @@ impl Engine {
         let bundle = self.root.bundle(name)?;
         let info = self.look(&bundle).await?;
         if info.vmm_pid.is_none() {
-            return Err(Error::new(ErrorKind::Conflict, format!("{name} is {}, so nobody answers there", info.state))
-                .with_hint(format!("start it with `inn start {name}`")));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{name} is {}, so nobody answers there", info.state),
+            )
+            .with_hint(format!("start it with `inn start {name}`")));
         }
         let mut arguments = Vec::new();
         for (option, value) in self.ssh_options(&info)? {
@@ -43,7 +46,8 @@ impl Engine {
             Some(name) => vec![self.look(&self.root.bundle(name)?).await?],
             None => self.look_at_all().await?,
         };
-        let mut text = String::from("# Made by `inn ssh-config`; for an `Include` line in ~/.ssh/config.\n");
+        let mut text =
+            String::from("# Made by `inn ssh-config`; for an `Include` line in ~/.ssh/config.\n");
         for info in &told {
             if info.ssh.is_none() && name.is_none() {
                 continue;
@@ -59,8 +63,11 @@ impl Engine {
     /// Host keys change whenever a VM is made anew under a name, so each VM has a file of known hosts of its own, in its bundle.
     fn ssh_options(&self, info: &VmInfo) -> Result<Vec<(&'static str, String)>> {
         let Some(ssh) = &info.ssh else {
-            return Err(Error::new(ErrorKind::Unsupported, format!("{} has no SSH server that Innkeeper knows of", info.name))
-                .with_hint(format!("use `inn shell {}`", info.name)));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{} has no SSH server that Innkeeper knows of", info.name),
+            )
+            .with_hint(format!("use `inn shell {}`", info.name)));
         };
         Ok(vec![
             ("HostName", ssh.host.clone()),
@@ -68,7 +75,10 @@ impl Engine {
             ("User", ssh.user.clone()),
             ("IdentityFile", quoted(&ssh.identity_file)),
             ("IdentitiesOnly", "yes".to_owned()),
-            ("UserKnownHostsFile", quoted(&format!("{}/ssh_known_hosts", info.directory))),
+            (
+                "UserKnownHostsFile",
+                quoted(&format!("{}/ssh_known_hosts", info.directory)),
+            ),
             ("GlobalKnownHostsFile", "/dev/null".to_owned()),
             ("StrictHostKeyChecking", "accept-new".to_owned()),
             ("HostKeyAlias", info.name.clone()),

@@ -29,9 +29,14 @@ enum Verdict {
 
 fn judge(goal: &WaitFor, info: &VmInfo) -> Verdict {
     match (goal, info.state) {
-        (WaitFor::State(VmState::Running), VmState::Ready) | (WaitFor::Ready, VmState::Ready) => Verdict::Reached,
+        (WaitFor::State(VmState::Running), VmState::Ready) | (WaitFor::Ready, VmState::Ready) => {
+            Verdict::Reached
+        }
         (WaitFor::State(goal), now) if *goal == now => Verdict::Reached,
-        (WaitFor::Ready | WaitFor::State(VmState::Running | VmState::Ready), VmState::Failed | VmState::Stopped) => Verdict::Hopeless,
+        (
+            WaitFor::Ready | WaitFor::State(VmState::Running | VmState::Ready),
+            VmState::Failed | VmState::Stopped,
+        ) => Verdict::Hopeless,
         _ => Verdict::NotYet,
     }
 }
@@ -51,7 +56,9 @@ impl Engine {
         let started = Instant::now();
         let mut last = None;
         let wait = self.wait_for(name, goal, on_change, &mut last);
-        let Some(timeout) = timeout else { return wait.await };
+        let Some(timeout) = timeout else {
+            return wait.await;
+        };
         match tokio::time::timeout(timeout, wait).await {
             Ok(result) => result,
             Err(_) => {
@@ -60,8 +67,13 @@ impl Engine {
                     Some(reason) => format!(": it is {} ({reason})", info.state),
                     None => format!(": it is {}", info.state),
                 });
-                Err(Error::new(ErrorKind::TimedOut, format!("{name} did not get there within {seconds} s{what}"))
-                    .with_hint(format!("it goes on; see `inn info {name}` and `inn logs --serial {name}`")))
+                Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!("{name} did not get there within {seconds} s{what}"),
+                )
+                .with_hint(format!(
+                    "it goes on; see `inn info {name}` and `inn logs --serial {name}`"
+                )))
             }
         }
     }
@@ -116,7 +128,16 @@ fn hopeless(goal: &WaitFor, info: &VmInfo) -> Error {
         WaitFor::Ready => "ready",
         WaitFor::Gone => "gone",
     };
-    let why = info.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-    Error::new(ErrorKind::Failure, format!("{} is {} and will not become {goal}{why}", info.name, info.state))
-        .with_hint(format!("see `inn logs {}`", info.name))
+    let why = info
+        .reason
+        .as_ref()
+        .map_or_else(String::new, |reason| format!(": {reason}"));
+    Error::new(
+        ErrorKind::Failure,
+        format!(
+            "{} is {} and will not become {goal}{why}",
+            info.name, info.state
+        ),
+    )
+    .with_hint(format!("see `inn logs {}`", info.name))
 }

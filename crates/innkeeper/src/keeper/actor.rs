@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use innkeeper_api::{
-    Accepted, Admission, ErrorKind, EventKind, RestartRequest, StopOutcome, StopRequest, StoppedBy, VmInfo,
-    VmState, VmStats,
+    Accepted, Admission, ErrorKind, EventKind, RestartRequest, StopOutcome, StopRequest, StoppedBy,
+    VmInfo, VmState, VmStats,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,9 +24,11 @@ use super::agent::{AgentLink, AgentNews};
 use super::live::{Live, SshKey, describe};
 use super::log_files::{KeeperLog, turn_over};
 use super::readiness::{Facts, Watcher, assess};
+use super::unreachable::Unreachable;
 use crate::clock::timestamp;
 use crate::driver::{Driver, ExitReport, Machine, MachineEvent, Running};
 use crate::engine::configure::{configure, ready_when};
+use crate::engine::parts::reconcile;
 use crate::engine::ports::{check_forwards, choose_ssh_port};
 use crate::engine::recover::{self, Found};
 use crate::error::{Error, Result};
@@ -83,7 +85,7 @@ pub(crate) struct Context {
 
 /// What comes back from work that was done beside the actor.
 enum News {
-    Launched(Result<Running>),
+    Launched(Result<(Running, Identity)>),
     Asked(StoppedBy),
     Agent(AgentNews),
     Ready(super::readiness::Sign),
@@ -126,12 +128,22 @@ impl Actor {
     pub(crate) fn new(context: Context, lock: FileLock) -> Result<Self> {
         let asked = context.bundle.spec()?;
         let recorded = context.bundle.recorded()?;
-        let power = match recorded.as_ref().and_then(|recorded| recorded.failed.clone()) {
+        let power = match recorded
+            .as_ref()
+            .and_then(|recorded| recorded.failed.clone())
+        {
             Some(reason) => Power::Failed(reason),
             None => Power::Stopped,
         };
         let live = Live::off(power, recorded.map(|recorded| recorded.since));
-        let told = describe(&context.bundle, &context.identity, &asked, None, &live, &context.key);
+        let told = describe(
+            &context.bundle,
+            &context.identity,
+            &asked,
+            None,
+            &live,
+            &context.key,
+        );
         let (news, incoming) = mpsc::unbounded_channel();
         Ok(Actor {
             context,
@@ -158,7 +170,12 @@ impl Actor {
     }
 
     /// Returns what the socket tells from.
-    pub(crate) fn told(&self) -> (watch::Receiver<Arc<VmInfo>>, watch::Receiver<Option<AgentLink>>) {
+    pub(crate) fn told(
+        &self,
+    ) -> (
+        watch::Receiver<Arc<VmInfo>>,
+        watch::Receiver<Option<AgentLink>>,
+    ) {
         (self.info.subscribe(), self.agent.subscribe())
     }
 
@@ -187,12 +204,18 @@ impl Actor {
     }
 
     async fn adopt(&mut self, run: Run) -> Result<()> {
-        let spec = self.context.bundle.applied_spec()?.unwrap_or_else(|| self.asked.clone());
+        let spec = self
+            .context
+            .bundle
+            .applied_spec()?
+            .unwrap_or_else(|| self.asked.clone());
         let config = configure(
             &self.context.bundle,
             &self.context.identity,
             &spec,
-            self.context.root.socket_directory(&self.context.identity.id),
+            self.context
+                .root
+                .socket_directory(&self.context.identity.id),
             run.ssh_port,
         )?;
         let record = run.record.clone().unwrap_or_default();
@@ -209,16 +232,30 @@ impl Actor {
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let recorded = recover::ended_unwatched(&self.context.bundle)?;
-                recover::settle(&self.context.root, &self.context.bundle, &self.context.identity, &recorded)?;
-                self.live = Live::off(recorded.failed.map_or(Power::Stopped, Power::Failed), Some(recorded.since));
+                recover::settle(
+                    &self.context.root,
+                    &self.context.bundle,
+                    &self.context.identity,
+                    &recorded,
+                )?;
+                self.live = Live::off(
+                    recorded.failed.map_or(Power::Stopped, Power::Failed),
+                    Some(recorded.since),
+                );
                 Ok(())
             }
             // It lives but can't be talked to: that is what is told, and `kill` still works by its record.
             Err(error) => {
-                let machine = Unreachable { driver: self.context.driver.clone(), record };
+                let machine = Unreachable {
+                    driver: self.context.driver.clone(),
+                    record,
+                };
                 self.live.power = Power::Running;
                 self.live.stale_since = Some(timestamp());
-                self.live.waiting_for = Some(format!("the hypervisor can't be reached: {}", error.chain().join(": ")));
+                self.live.waiting_for = Some(format!(
+                    "the hypervisor can't be reached: {}",
+                    error.chain().join(": ")
+                ));
                 self.machine = Some(Arc::new(machine));
                 Ok(())
             }
@@ -226,7 +263,10 @@ impl Actor {
     }
 
     /// Works until there is nothing left to keep.
-    pub(crate) async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) -> Result<()> {
+    pub(crate) async fn run(
+        mut self,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) -> Result<()> {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut idle_since = Instant::now();
@@ -255,7 +295,9 @@ impl Actor {
             if self.live.power.is_live() {
                 idle_since = Instant::now();
             } else if idle_since.elapsed() > IDLE_TIMEOUT {
-                self.context.root.remove_socket_directory(&self.context.identity.id);
+                self.context
+                    .root
+                    .remove_socket_directory(&self.context.identity.id);
                 return Ok(());
             }
         }
@@ -278,12 +320,20 @@ impl Actor {
     }
 
     fn admit(&self, request: Request) -> Result<Admission> {
-        match admit(Operation::None, &self.live.power, self.asked.protected, request) {
+        match admit(
+            Operation::None,
+            &self.live.power,
+            self.asked.protected,
+            request,
+        ) {
             Decision::Enqueue => Ok(Admission::Enqueued),
             Decision::AlreadySo => Ok(Admission::AlreadySo),
             Decision::Denied(reason, hint) => {
                 let name = self.context.bundle.name();
-                let error = Error::new(ErrorKind::Conflict, format!("{name} can't do that now: {reason}"));
+                let error = Error::new(
+                    ErrorKind::Conflict,
+                    format!("{name} can't do that now: {reason}"),
+                );
                 Err(match hint {
                     Some(hint) => error.with_hint(hint),
                     None => error,
@@ -296,7 +346,10 @@ impl Actor {
         match self.admit(Request::Start) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(admission @ Admission::AlreadySo) => {
-                drop(reply.send(Ok(Accepted { admission, state: self.state() })));
+                drop(reply.send(Ok(Accepted {
+                    admission,
+                    state: self.state(),
+                })));
             }
             Ok(Admission::Enqueued) => {
                 self.starters.push(reply);
@@ -311,26 +364,32 @@ impl Actor {
         self.announced = false;
         match self.prepare() {
             Err(error) => self.launched(Err(error)),
-            Ok(config) => {
-                let driver = self.context.driver.clone();
-                let news = self.news.clone();
+            Ok(spec) => {
+                let (driver, news) = (self.context.driver.clone(), self.news.clone());
+                let (bundle, identity) =
+                    (self.context.bundle.clone(), self.context.identity.clone());
+                let sockets = self.context.root.socket_directory(&identity.id);
+                let ssh_port = self.live.ssh_port;
                 self.launching = Some(tokio::spawn(async move {
-                    let launched = driver.launch(&config).await;
-                    let _ = news.send(News::Launched(launched));
+                    let launch = async {
+                        let identity = reconcile(&bundle, &identity, &spec).await?;
+                        let config = configure(&bundle, &identity, &spec, sockets, ssh_port)?;
+                        Ok((driver.launch(&config).await?, identity))
+                    };
+                    let _ = news.send(News::Launched(launch.await));
                 }));
             }
         }
     }
 
-    /// Reads the spec anew, makes the run's directory and sockets, and resolves what the driver is told.
-    fn prepare(&mut self) -> Result<crate::driver::MachineConfig> {
+    /// Reads the spec anew and makes the run's directory and sockets.
+    fn prepare(&mut self) -> Result<VmSpec> {
         let context = &self.context;
         let text = context.bundle.spec_text()?;
         let spec = context.bundle.spec()?;
         let ssh_port = choose_ssh_port(&context.identity)?;
         check_forwards(&spec)?;
-        let sockets = context.root.make_socket_directory(&context.identity.id)?;
-        let config = configure(&context.bundle, &context.identity, &spec, sockets, ssh_port)?;
+        context.root.make_socket_directory(&context.identity.id)?;
         let run = Run {
             boot_id: context.root.boot_id().to_owned(),
             started: timestamp(),
@@ -340,14 +399,17 @@ impl Actor {
         context.bundle.begin_run(&text, &run)?;
         self.live.ssh_port = ssh_port;
         self.asked = spec.clone();
-        self.applied = Some(spec);
-        Ok(config)
+        self.applied = Some(spec.clone());
+        Ok(spec)
     }
 
-    fn launched(&mut self, result: Result<Running>) {
+    fn launched(&mut self, result: Result<(Running, Identity)>) {
         self.launching = None;
         let running = match result {
-            Ok(running) => running,
+            Ok((running, identity)) => {
+                self.context.identity = identity;
+                running
+            }
             Err(error) => {
                 let reason = error.chain().join(": ");
                 for starter in self.starters.drain(..) {
@@ -364,11 +426,17 @@ impl Actor {
         };
         if let Err(error) = self.context.bundle.write_run(&run) {
             // It runs all the same; only an adoption would fail, and then says why.
-            self.say(&format!("can't record the run: {}", error.chain().join(": ")));
+            self.say(&format!(
+                "can't record the run: {}",
+                error.chain().join(": ")
+            ));
         }
         self.power(PowerEvent::Launched);
         self.run_machine(running);
-        let accepted = Accepted { admission: Admission::Enqueued, state: self.state() };
+        let accepted = Accepted {
+            admission: Admission::Enqueued,
+            state: self.state(),
+        };
         for starter in self.starters.drain(..) {
             let _ = starter.send(Ok(accepted.clone()));
         }
@@ -418,13 +486,24 @@ impl Actor {
             Err(error) => drop(reply.send(Err(error))),
             Ok(Admission::AlreadySo) => drop(reply.send(Ok(already_stopped()))),
             Ok(Admission::Enqueued) => {
-                self.note(EventKind::StopRequested { force: request.force });
-                self.ask_to_stop(Duration::from_millis(request.timeout_ms), request.force, reply);
+                self.note(EventKind::StopRequested {
+                    force: request.force,
+                });
+                self.ask_to_stop(
+                    Duration::from_millis(request.timeout_ms),
+                    request.force,
+                    reply,
+                );
             }
         }
     }
 
-    fn ask_to_stop(&mut self, timeout: Duration, force: bool, reply: oneshot::Sender<Result<StopOutcome>>) {
+    fn ask_to_stop(
+        &mut self,
+        timeout: Duration,
+        force: bool,
+        reply: oneshot::Sender<Result<StopOutcome>>,
+    ) {
         let deadline = Instant::now().checked_add(timeout);
         if let Some(ending) = &mut self.ending {
             ending.force |= force;
@@ -443,7 +522,9 @@ impl Actor {
             waiters: vec![reply],
         });
         self.power(PowerEvent::StopAsked);
-        let (Some(machine), agent) = (self.machine.clone(), self.agent.borrow().clone()) else { return };
+        let (Some(machine), agent) = (self.machine.clone(), self.agent.borrow().clone()) else {
+            return;
+        };
         let agent = agent.filter(|_| self.live.agent.state == innkeeper_api::AgentState::Ready);
         let news = self.news.clone();
         let patience = timeout / 3;
@@ -489,22 +570,33 @@ impl Actor {
             // A launch that is dropped leaves no process.
             launching.abort();
             for starter in self.starters.drain(..) {
-                let _ = starter.send(Err(Error::new(ErrorKind::Interrupted, "it was killed while it started")));
+                let _ = starter.send(Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "it was killed while it started",
+                )));
             }
             let news = self.news.clone();
             tokio::spawn(async move {
                 let _ = launching.await;
-                let _ = news.send(News::Failed("launch", Error::new(ErrorKind::Interrupted, "killed")));
+                let _ = news.send(News::Failed(
+                    "launch",
+                    Error::new(ErrorKind::Interrupted, "killed"),
+                ));
             });
             return;
         }
-        let Some(machine) = self.machine.clone() else { return };
+        let Some(machine) = self.machine.clone() else {
+            return;
+        };
         let news = self.news.clone();
         let watched = self.machine_events.is_some();
         tokio::spawn(async move {
             match machine.kill().await {
                 Err(error) => drop(news.send(News::Failed("kill the hypervisor", error))),
-                Ok(()) if !watched => drop(news.send(News::Failed("launch", Error::new(ErrorKind::Interrupted, "killed")))),
+                Ok(()) if !watched => drop(news.send(News::Failed(
+                    "launch",
+                    Error::new(ErrorKind::Interrupted, "killed"),
+                ))),
                 Ok(()) => {}
             }
         });
@@ -526,8 +618,14 @@ impl Actor {
             }
             Ok(_) => {
                 self.restart = true;
-                self.note(EventKind::StopRequested { force: request.force });
-                self.ask_to_stop(Duration::from_millis(request.timeout_ms), request.force, reply);
+                self.note(EventKind::StopRequested {
+                    force: request.force,
+                });
+                self.ask_to_stop(
+                    Duration::from_millis(request.timeout_ms),
+                    request.force,
+                    reply,
+                );
             }
         }
     }
@@ -548,9 +646,12 @@ impl Actor {
     }
 
     fn replace_spec(&mut self, request: &SpecRequest) -> Result<()> {
-        let changed = crate::engine::change::replace(&self.context.bundle, &request.expected, &request.text)?;
+        let changed =
+            crate::engine::change::replace(&self.context.bundle, &request.expected, &request.text)?;
         self.asked = changed.spec;
-        self.note(EventKind::SpecChanged { fields: changed.fields });
+        self.note(EventKind::SpecChanged {
+            fields: changed.fields,
+        });
         Ok(())
     }
 
@@ -565,7 +666,10 @@ impl Actor {
             MachineEvent::Paused => self.power(PowerEvent::Paused),
             MachineEvent::Resumed => self.power(PowerEvent::Resumed),
             MachineEvent::GuestReset => {
-                self.facts = Facts { network: self.facts.network, ..Facts::default() };
+                self.facts = Facts {
+                    network: self.facts.network,
+                    ..Facts::default()
+                };
                 self.announced = false;
                 if let Some(watcher) = &self.watcher {
                     watcher.again();
@@ -575,11 +679,15 @@ impl Actor {
             MachineEvent::GuestShutdown => self.quit(),
             MachineEvent::GuestPanicked => {
                 self.facts.panicked = true;
-                self.note(EventKind::Note { message: "the guest's kernel panicked".to_owned() });
+                self.note(EventKind::Note {
+                    message: "the guest's kernel panicked".to_owned(),
+                });
             }
             MachineEvent::Faulted(why) => {
                 self.power(PowerEvent::Paused);
-                self.note(EventKind::Note { message: format!("the hypervisor stopped the CPUs: {why}") });
+                self.note(EventKind::Note {
+                    message: format!("the hypervisor stopped the CPUs: {why}"),
+                });
             }
             MachineEvent::ControlLost(why) => {
                 self.live.stale_since.get_or_insert_with(timestamp);
@@ -592,7 +700,9 @@ impl Actor {
 
     /// The guest has powered off: the hypervisor is told to end.
     fn quit(&mut self) {
-        let Some(machine) = self.machine.clone() else { return };
+        let Some(machine) = self.machine.clone() else {
+            return;
+        };
         if self.quit_at.is_some() {
             return;
         }
@@ -609,8 +719,14 @@ impl Actor {
     }
 
     fn exited(&mut self, report: &ExitReport) {
-        let asked = report.expected || self.quit_at.is_some() || matches!(&self.ending, Some(ending) if ending.by == StoppedBy::Kill);
-        let event = if asked { PowerEvent::Gone } else { PowerEvent::Broke(how_it_ended(report)) };
+        let asked = report.expected
+            || self.quit_at.is_some()
+            || matches!(&self.ending, Some(ending) if ending.by == StoppedBy::Kill);
+        let event = if asked {
+            PowerEvent::Gone
+        } else {
+            PowerEvent::Broke(how_it_ended(report))
+        };
         self.finish(event);
     }
 
@@ -629,14 +745,20 @@ impl Actor {
             News::Agent(news) => self.agent_news(news),
             News::Ready(sign) => self.facts.note_sign(sign),
             News::Failed("launch", _) => self.finish(PowerEvent::Gone),
-            News::Failed(what, error) => self.say(&format!("can't {what}: {}", error.chain().join(": "))),
+            News::Failed(what, error) => {
+                self.say(&format!("can't {what}: {}", error.chain().join(": ")))
+            }
         }
     }
 
     fn agent_news(&mut self, news: AgentNews) {
         use innkeeper_api::AgentState;
         match news {
-            AgentNews::Hello { version, hostname, os } => {
+            AgentNews::Hello {
+                version,
+                hostname,
+                os,
+            } => {
                 self.live.agent.state = AgentState::Ready;
                 self.live.agent.version = Some(version.clone());
                 self.live.agent.hostname = hostname;
@@ -654,7 +776,9 @@ impl Actor {
             AgentNews::Heard => {}
             AgentNews::Silent(for_) => {
                 if self.live.agent.state == AgentState::Ready {
-                    self.note(EventKind::AgentSilent { seconds: for_.as_secs() });
+                    self.note(EventKind::AgentSilent {
+                        seconds: for_.as_secs(),
+                    });
                     self.live.agent.state = AgentState::Silent;
                 }
                 if self.live.agent.state == AgentState::Silent {
@@ -663,7 +787,8 @@ impl Actor {
             }
             AgentNews::Halting { for_good: true } if !self.announced => {
                 self.announced = true;
-                self.quit_at.get_or_insert(Instant::now() + ANNOUNCED_TIMEOUT);
+                self.quit_at
+                    .get_or_insert(Instant::now() + ANNOUNCED_TIMEOUT);
             }
             AgentNews::Halting { .. } => {}
             AgentNews::Problem(message) => self.say(&message),
@@ -671,7 +796,13 @@ impl Actor {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        [self.ending.as_ref().and_then(|ending| ending.deadline), self.quit_at].into_iter().flatten().min()
+        [
+            self.ending.as_ref().and_then(|ending| ending.deadline),
+            self.quit_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn deadline_passed(&mut self) {
@@ -687,7 +818,9 @@ impl Actor {
             }
             return;
         }
-        let Some(ending) = &mut self.ending else { return };
+        let Some(ending) = &mut self.ending else {
+            return;
+        };
         if ending.deadline.is_none_or(|deadline| deadline > now) {
             return;
         }
@@ -706,9 +839,16 @@ impl Actor {
             "{} did not power off within {waited:.0} s ({asked}); it is left running",
             self.context.bundle.name()
         );
-        for waiter in self.ending.take().map(|ending| ending.waiters).unwrap_or_default() {
+        for waiter in self
+            .ending
+            .take()
+            .map(|ending| ending.waiters)
+            .unwrap_or_default()
+        {
             let _ = waiter.send(Err(Error::new(ErrorKind::TimedOut, message.clone())
-                .with_hint("use `inn stop --force` to kill it after the timeout, or `inn kill`")));
+                .with_hint(
+                    "use `inn stop --force` to kill it after the timeout, or `inn kill`",
+                )));
         }
         self.restart = false;
         self.power(PowerEvent::StopGivenUp);
@@ -739,7 +879,10 @@ impl Actor {
         self.facts = Facts::default();
         self.applied = None;
         if let Err(error) = self.record_end() {
-            self.say(&format!("can't record the end of the run: {}", error.chain().join(": ")));
+            self.say(&format!(
+                "can't record the end of the run: {}",
+                error.chain().join(": ")
+            ));
         }
         self.note_state(before);
         let ending = self.ending.take();
@@ -758,7 +901,10 @@ impl Actor {
             };
             for waiter in ending.waiters {
                 let _ = waiter.send(match &self.live.power {
-                    Power::Failed(reason) => Err(Error::new(ErrorKind::Failure, format!("{} failed: {reason}", self.context.bundle.name()))),
+                    Power::Failed(reason) => Err(Error::new(
+                        ErrorKind::Failure,
+                        format!("{} failed: {reason}", self.context.bundle.name()),
+                    )),
                     _ => Ok(outcome.clone()),
                 });
             }
@@ -773,7 +919,12 @@ impl Actor {
             },
             since: self.live.since.clone().unwrap_or_else(timestamp),
         };
-        recover::settle(&self.context.root, &self.context.bundle, &self.context.identity, &recorded)
+        recover::settle(
+            &self.context.root,
+            &self.context.bundle,
+            &self.context.identity,
+            &recorded,
+        )
     }
 
     // --- telling
@@ -808,7 +959,14 @@ impl Actor {
             self.note_state(before);
         }
         let context = &self.context;
-        let told = describe(&context.bundle, &context.identity, &self.asked, self.applied.as_ref(), &self.live, &context.key);
+        let told = describe(
+            &context.bundle,
+            &context.identity,
+            &self.asked,
+            self.applied.as_ref(),
+            &self.live,
+            &context.key,
+        );
         self.info.send_if_modified(|info| {
             let changed = **info != told;
             if changed {
@@ -830,8 +988,16 @@ impl Actor {
     }
 
     fn note(&self, kind: EventKind) {
-        if let Err(error) = self.context.root.event_log().append(Some(self.context.bundle.name()), kind) {
-            self.say(&format!("can't write the event log: {}", error.chain().join(": ")));
+        if let Err(error) = self
+            .context
+            .root
+            .event_log()
+            .append(Some(self.context.bundle.name()), kind)
+        {
+            self.say(&format!(
+                "can't write the event log: {}",
+                error.chain().join(": ")
+            ));
         }
     }
 
@@ -841,7 +1007,10 @@ impl Actor {
 }
 
 fn already_stopped() -> StopOutcome {
-    StopOutcome { by: StoppedBy::AlreadyStopped, elapsed_ms: 0 }
+    StopOutcome {
+        by: StoppedBy::AlreadyStopped,
+        elapsed_ms: 0,
+    }
 }
 
 fn how_it_ended(report: &ExitReport) -> String {
@@ -850,10 +1019,16 @@ fn how_it_ended(report: &ExitReport) -> String {
         (None, Some(code)) => format!("the hypervisor ended with code {code}"),
         (None, None) => "the hypervisor ended".to_owned(),
     };
-    if report.log_tail.is_empty() { how } else { format!("{how}; its last words: {}", report.log_tail) }
+    if report.log_tail.is_empty() {
+        how
+    } else {
+        format!("{how}; its last words: {}", report.log_tail)
+    }
 }
 
-async fn next_event(events: &mut Option<mpsc::UnboundedReceiver<MachineEvent>>) -> Option<MachineEvent> {
+async fn next_event(
+    events: &mut Option<mpsc::UnboundedReceiver<MachineEvent>>,
+) -> Option<MachineEvent> {
     match events {
         Some(events) => events.recv().await,
         None => std::future::pending().await,
@@ -864,38 +1039,5 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Stands for a hypervisor that lives but can't be talked to: it can only be killed.
-struct Unreachable {
-    driver: Arc<dyn Driver>,
-    record: serde_json::Value,
-}
-
-#[async_trait::async_trait]
-impl Machine for Unreachable {
-    fn pid(&self) -> u32 {
-        self.record.get("pid").and_then(serde_json::Value::as_u64).and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0)
-    }
-
-    fn accel(&self) -> &str {
-        ""
-    }
-
-    async fn power_button(&self) -> Result<()> {
-        Err(Error::new(ErrorKind::Unreachable, "the hypervisor can't be reached"))
-    }
-
-    async fn quit(&self) -> Result<()> {
-        self.kill().await
-    }
-
-    async fn kill(&self) -> Result<()> {
-        self.driver.kill_record(&self.record).await
-    }
-
-    async fn agent_channel(&self) -> Result<Box<dyn crate::driver::Channel>> {
-        Err(Error::new(ErrorKind::Unreachable, "the hypervisor can't be reached"))
     }
 }

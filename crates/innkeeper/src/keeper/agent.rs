@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use innkeeper_agent::message::{AgentEvent, Hello, Interface, Metrics, MountRequest, Readiness, ShutdownKind};
+use innkeeper_agent::message::{
+    AgentEvent, Hello, Interface, Metrics, MountRequest, Readiness, ShutdownKind,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -24,7 +26,11 @@ const SILENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum AgentNews {
     /// It said hello: it has just begun, or the guest has rebooted, or we are new.
-    Hello { version: String, hostname: Option<String>, os: Option<String> },
+    Hello {
+        version: String,
+        hostname: Option<String>,
+        os: Option<String>,
+    },
     /// The guest's addresses.
     Addresses(Vec<String>),
     /// How far cloud-init is.
@@ -94,14 +100,22 @@ impl AgentLink {
         self.channel()?.metrics().await.ok()
     }
 
+    /// Waits a little until the agent can be asked; none if it does not say hello.
+    pub(crate) async fn reached(&self, patience: Duration) -> Option<GuestChannel> {
+        let mut channel = self.channel.clone();
+        let reach = async {
+            let channel = channel.wait_for(Option::is_some).await.ok()?.clone()?;
+            channel.ready(patience).await.ok().map(|_| channel)
+        };
+        tokio::time::timeout(patience, reach).await.ok().flatten()
+    }
+
     /// Carries one client's streams until it goes away.
-    pub(crate) async fn relay<T>(&self, client: T)
+    pub(crate) async fn relay<T>(channel: &GuestChannel, client: T)
     where
         T: AsyncRead + AsyncWrite + Send + 'static,
     {
-        if let Some(channel) = self.channel() {
-            relay(&channel, client).await;
-        }
+        relay(channel, client).await;
     }
 }
 
@@ -119,7 +133,11 @@ fn mounts(shares: &[ShareSpec]) -> Vec<MountRequest> {
 }
 
 /// Turns what the channel tells into news, until the channel ends or nobody listens.
-async fn listen(channel: &GuestChannel, mounts: &[MountRequest], news: &mpsc::UnboundedSender<AgentNews>) {
+async fn listen(
+    channel: &GuestChannel,
+    mounts: &[MountRequest],
+    news: &mpsc::UnboundedSender<AgentNews>,
+) {
     let mut status = channel.status();
     let mut events = channel.events();
     let mut greeted: Option<u64> = None;
@@ -135,10 +153,14 @@ async fn listen(channel: &GuestChannel, mounts: &[MountRequest], news: &mpsc::Un
         }
         match (&told.phase, &now.phase) {
             (AgentPhase::Silent { .. }, AgentPhase::Ready) => drop(news.send(AgentNews::Heard)),
-            (_, AgentPhase::Silent { since }) => drop(news.send(AgentNews::Silent(since.elapsed()))),
+            (_, AgentPhase::Silent { since }) => {
+                drop(news.send(AgentNews::Silent(since.elapsed())))
+            }
             (_, AgentPhase::Closed) => return,
             (AgentPhase::Waiting, AgentPhase::Incompatible) => {
-                let _ = news.send(AgentNews::Problem("the agent speaks another version of the protocol".to_owned()));
+                let _ = news.send(AgentNews::Problem(
+                    "the agent speaks another version of the protocol".to_owned(),
+                ));
             }
             _ => {}
         }
@@ -146,7 +168,9 @@ async fn listen(channel: &GuestChannel, mounts: &[MountRequest], news: &mpsc::Un
             let _ = news.send(AgentNews::Addresses(addresses(&now.interfaces)));
         }
         if let (Some(how), None) = (now.halting, told.halting) {
-            let _ = news.send(AgentNews::Halting { for_good: how != ShutdownKind::Reboot });
+            let _ = news.send(AgentNews::Halting {
+                for_good: how != ShutdownKind::Reboot,
+            });
         }
         let silent = matches!(now.phase, AgentPhase::Silent { .. });
         told = now;
@@ -165,21 +189,33 @@ fn greeting(hello: &Hello) -> AgentNews {
     let guest = hello.guest.as_ref();
     AgentNews::Hello {
         version: hello.software.clone(),
-        hostname: guest.map(|guest| guest.hostname.clone()).filter(|name| !name.is_empty()),
+        hostname: guest
+            .map(|guest| guest.hostname.clone())
+            .filter(|name| !name.is_empty()),
         os: guest.map(|guest| {
             let kernel = format!("{} {}", guest.system, guest.kernel);
-            if guest.distribution.is_empty() { kernel } else { format!("{} ({kernel})", guest.distribution) }
+            if guest.distribution.is_empty() {
+                kernel
+            } else {
+                format!("{} ({kernel})", guest.distribution)
+            }
         }),
     }
 }
 
 /// What an agent that has just come up is asked: how ready its guest is, the right time, and to mount the shares.
-fn welcome(channel: GuestChannel, mounts: Vec<MountRequest>, news: mpsc::UnboundedSender<AgentNews>) {
+fn welcome(
+    channel: GuestChannel,
+    mounts: Vec<MountRequest>,
+    news: mpsc::UnboundedSender<AgentNews>,
+) {
     tokio::spawn(async move {
         let started = Instant::now();
         match channel.readiness().await {
             Ok(readiness) => tell_readiness(&readiness, &news),
-            Err(error) => drop(news.send(AgentNews::Problem(format!("can't ask how ready the guest is: {error}")))),
+            Err(error) => drop(news.send(AgentNews::Problem(format!(
+                "can't ask how ready the guest is: {error}"
+            )))),
         }
         if let Ok(interfaces) = channel.addresses().await {
             let _ = news.send(AgentNews::Addresses(addresses(&interfaces)));
@@ -188,7 +224,8 @@ fn welcome(channel: GuestChannel, mounts: Vec<MountRequest>, news: mpsc::Unbound
             let path = mount.path.clone();
             if let Err(error) = channel.mount(mount).await {
                 let after = started.elapsed().as_secs_f64();
-                let message = format!("the share at {path} could not be mounted ({after:.1} s): {error}");
+                let message =
+                    format!("the share at {path} could not be mounted ({after:.1} s): {error}");
                 let _ = news.send(AgentNews::Problem(message));
             }
         }
@@ -217,7 +254,9 @@ fn addresses(interfaces: &[Interface]) -> Vec<String> {
         .filter_map(|address| address.parse::<std::net::IpAddr>().ok())
         .filter(|address| match address {
             std::net::IpAddr::V4(address) => !address.is_link_local() && !address.is_loopback(),
-            std::net::IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_loopback(),
+            std::net::IpAddr::V6(address) => {
+                !address.is_unicast_link_local() && !address.is_loopback()
+            }
         })
         .map(|address| address.to_string())
         .collect()

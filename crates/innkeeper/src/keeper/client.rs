@@ -32,7 +32,10 @@ pub(crate) struct KeeperClient {
 
 impl KeeperClient {
     pub(crate) fn new(name: &str, socket: PathBuf) -> Self {
-        KeeperClient { name: name.to_owned(), socket }
+        KeeperClient {
+            name: name.to_owned(),
+            socket,
+        }
     }
 
     /// Reads what the keeper tells of its VM. Errors: `Unreachable` if no keeper listens, `TimedOut` if it does not answer.
@@ -53,28 +56,49 @@ impl KeeperClient {
     }
 
     /// Asks for something and waits until it is done.
-    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
         let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
-        self.answer(self.request(Method::POST, path, body.into())?).await
+        self.answer(self.request(Method::POST, path, body.into())?)
+            .await
     }
 
     /// Follows the VM: each change of what is told of it, until the keeper ends.
     pub(crate) async fn watch(&self) -> Result<Watch> {
-        let response = self.send(self.request(Method::GET, "/v1/vm/watch", Bytes::new())?).await?;
-        Ok(Watch { name: self.name.clone(), body: self.checked(response).await?.into_body(), buffer: Vec::new() })
+        let response = self
+            .send(self.request(Method::GET, "/v1/vm/watch", Bytes::new())?)
+            .await?;
+        Ok(Watch {
+            name: self.name.clone(),
+            body: self.checked(response).await?.into_body(),
+            buffer: Vec::new(),
+        })
     }
 
     /// Opens the byte stream that carries the agent's protocol.
     pub(crate) async fn agent_stream(&self) -> Result<TokioIo<Upgraded>> {
         let mut request = self.request(Method::POST, "/v1/vm/agent", Bytes::new())?;
-        request.headers_mut().insert(CONNECTION, hyper::header::HeaderValue::from_static("upgrade"));
-        request.headers_mut().insert(UPGRADE, hyper::header::HeaderValue::from_static(AGENT_PROTOCOL));
+        request.headers_mut().insert(
+            CONNECTION,
+            hyper::header::HeaderValue::from_static("upgrade"),
+        );
+        request.headers_mut().insert(
+            UPGRADE,
+            hyper::header::HeaderValue::from_static(AGENT_PROTOCOL),
+        );
         let response = self.send(request).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             self.checked(response).await?;
             return Err(self.broken("it did not switch protocols"));
         }
-        Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(|error| self.broken(error))?))
+        Ok(TokioIo::new(
+            hyper::upgrade::on(response)
+                .await
+                .map_err(|error| self.broken(error))?,
+        ))
     }
 
     fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {
@@ -88,13 +112,21 @@ impl KeeperClient {
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
-        let stream = connect(&self.socket)
+        let stream = connect(&self.socket).await.map_err(|error| {
+            Error::new(
+                ErrorKind::Unreachable,
+                format!("no keeper of {} listens", self.name),
+            )
+            .with_source(error)
+        })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| Error::new(ErrorKind::Unreachable, format!("no keeper of {} listens", self.name)).with_source(error))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
+            .map_err(|error| self.broken(error))?;
         tokio::spawn(connection.with_upgrades());
-        sender.send_request(request).await.map_err(|error| self.broken(error))
+        sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.broken(error))
     }
 
     async fn checked(&self, response: Response<Incoming>) -> Result<Response<Incoming>> {
@@ -117,12 +149,19 @@ impl KeeperClient {
 
     async fn collect(&self, response: Response<Incoming>) -> Result<Bytes> {
         let body = Limited::new(response.into_body(), LARGEST_ANSWER);
-        Ok(body.collect().await.map_err(|error| self.broken(error))?.to_bytes())
+        Ok(body
+            .collect()
+            .await
+            .map_err(|error| self.broken(error))?
+            .to_bytes())
     }
 
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-        Error::new(ErrorKind::Unreachable, format!("the connection to the keeper of {} broke", self.name))
-            .with_source(source)
+        Error::new(
+            ErrorKind::Unreachable,
+            format!("the connection to the keeper of {} broke", self.name),
+        )
+        .with_source(source)
     }
 }
 
@@ -144,8 +183,11 @@ impl Watch {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return serde_json::from_slice(&line).map(Some).map_err(|error| {
-                    Error::new(ErrorKind::Failure, format!("the keeper of {} said something else", self.name))
-                        .with_source(error)
+                    Error::new(
+                        ErrorKind::Failure,
+                        format!("the keeper of {} said something else", self.name),
+                    )
+                    .with_source(error)
                 });
             }
             match self.body.frame().await {
@@ -154,7 +196,10 @@ impl Watch {
                         self.buffer.extend_from_slice(&data);
                     }
                     if self.buffer.len() > LARGEST_ANSWER {
-                        return Err(Error::new(ErrorKind::Failure, format!("the keeper of {} says too much", self.name)));
+                        return Err(Error::new(
+                            ErrorKind::Failure,
+                            format!("the keeper of {} says too much", self.name),
+                        ));
                     }
                 }
                 // However the stream ends, the files say what became of the VM.

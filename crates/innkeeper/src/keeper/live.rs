@@ -45,7 +45,10 @@ impl Live {
             since,
             stale_since: None,
             addresses: Vec::new(),
-            agent: AgentInfo { state: AgentState::None, ..AgentInfo::default() },
+            agent: AgentInfo {
+                state: AgentState::None,
+                ..AgentInfo::default()
+            },
             accel: None,
             keeper_pid: None,
             vmm_pid: None,
@@ -74,7 +77,10 @@ pub(crate) fn describe(
         _ => live.waiting_for.clone(),
     };
     let restart_required = runs.map_or_else(Vec::new, |applied| {
-        spec::differences(asked, applied).into_iter().filter(|path| !spec::is_live(path)).collect()
+        spec::differences(asked, applied)
+            .into_iter()
+            .filter(|path| !spec::is_live(path))
+            .collect()
     });
     VmInfo {
         name: bundle.name().to_owned(),
@@ -97,7 +103,10 @@ pub(crate) fn describe(
         networks: identity
             .macs
             .iter()
-            .map(|mac| NicInfo { network: "user".to_owned(), mac: mac.to_string() })
+            .map(|mac| NicInfo {
+                network: "user".to_owned(),
+                mac: mac.to_string(),
+            })
             .collect(),
         forwards: forwards(now),
         shares: shares(now),
@@ -124,8 +133,11 @@ fn ssh(identity: &Identity, spec: &VmSpec, live: &Live, key: &SshKey) -> Option<
 }
 
 fn disks(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Vec<DiskInfo> {
-    let read_only =
-        |name: &str| spec.disks.iter().any(|disk| disk.name == name && disk.read_only);
+    let read_only = |name: &str| {
+        spec.disks
+            .iter()
+            .any(|disk| disk.name == name && disk.read_only)
+    };
     let own = identity.disks.iter().map(|disk| DiskInfo {
         name: disk.name.clone(),
         path: bundle.path(&disk.file).display().to_string(),

@@ -19,7 +19,9 @@ pub(crate) struct KeeperLog(Arc<File>);
 impl KeeperLog {
     /// Opens the log for appending.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Ok(KeeperLog(Arc::new(OpenOptions::new().append(true).create(true).open(path)?)))
+        Ok(KeeperLog(Arc::new(
+            OpenOptions::new().append(true).create(true).open(path)?,
+        )))
     }
 
     /// Writes a line. A log that can't be written to, as on a full disk, must not end a VM: the line is lost.
@@ -99,11 +101,19 @@ mod tests {
     fn nothing_is_lost_and_the_writer_goes_on() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("serial.log");
-        let mut writer = OpenOptions::new().append(true).create(true).open(&path).unwrap();
+        let mut writer = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .unwrap();
         let lines: Vec<String> = (0..40_000).map(|n| format!("line {n}\n")).collect();
-        writer.write_all(lines[..30_000].concat().as_bytes()).unwrap();
+        writer
+            .write_all(lines[..30_000].concat().as_bytes())
+            .unwrap();
         turn_over_past(&path, 200_000).unwrap();
-        writer.write_all(lines[30_000..].concat().as_bytes()).unwrap();
+        writer
+            .write_all(lines[30_000..].concat().as_bytes())
+            .unwrap();
         let mut whole = std::fs::read_to_string(directory.path().join("serial.log.1")).unwrap();
         whole.push_str(&std::fs::read_to_string(&path).unwrap());
         assert_eq!(whole, lines.concat());

@@ -22,9 +22,10 @@ mod process;
 mod readiness;
 mod server;
 mod stats;
+mod unreachable;
 
+pub(crate) use actor::SpecRequest;
 pub(crate) use client::KeeperClient;
 pub(crate) use live::{Live, SshKey, describe};
 pub(crate) use log_files::tail;
-pub(crate) use actor::SpecRequest;
 pub use process::{READY, run};

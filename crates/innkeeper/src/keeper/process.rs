@@ -51,14 +51,30 @@ async fn prepare(host: &Host, name: &str) -> Result<(Actor, UnixListener, Keeper
     let root = host.root().clone();
     let bundle = root.bundle(name)?;
     let Some(lock) = bundle.try_lock()? else {
-        return Err(Error::new(ErrorKind::Conflict, format!("another command is at work on {name}")));
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("another command is at work on {name}"),
+        ));
     };
-    let log = KeeperLog::open(&bundle.path("log/keeper.log"))
-        .map_err(|error| Error::io(format!("can't write {}", bundle.path("log/keeper.log").display()), error))?;
+    let log = KeeperLog::open(&bundle.path("log/keeper.log")).map_err(|error| {
+        Error::io(
+            format!("can't write {}", bundle.path("log/keeper.log").display()),
+            error,
+        )
+    })?;
     let identity = bundle.identity()?;
     let driver = host.driver(&identity.driver)?;
-    let socket = root.make_socket_directory(&identity.id)?.join("keeper.sock");
-    let context = Context { root, bundle, identity, driver, key: host.ssh_key(), log: log.clone() };
+    let socket = root
+        .make_socket_directory(&identity.id)?
+        .join("keeper.sock");
+    let context = Context {
+        root,
+        bundle,
+        identity,
+        driver,
+        key: host.ssh_key(),
+        log: log.clone(),
+    };
     let mut actor = Actor::new(context, lock)?;
     actor.take_over().await?;
     let _ = std::fs::remove_file(&socket);
@@ -71,9 +87,13 @@ async fn prepare(host: &Host, name: &str) -> Result<(Actor, UnixListener, Keeper
 async fn serve(actor: Actor, listener: UnixListener, log: KeeperLog) -> Result<()> {
     let (commands, incoming) = mpsc::unbounded_channel();
     let (info, agent) = actor.told();
-    let shared = Shared { commands: commands.clone(), info, agent };
-    let mut terminate = signal(SignalKind::terminate())
-        .map_err(|error| Error::io("can't take SIGTERM", error))?;
+    let shared = Shared {
+        commands: commands.clone(),
+        info,
+        agent,
+    };
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| Error::io("can't take SIGTERM", error))?;
     let leave = commands.clone();
     tokio::spawn(async move {
         terminate.recv().await;

@@ -84,7 +84,9 @@ pub(crate) fn assess(ready: &ReadyWhen, facts: &Facts) -> (Readiness, Option<Str
         ReadyWhen::Ssh if facts.ssh => (Readiness::Ready, None),
         ReadyWhen::Ssh => not_yet("waiting for the SSH server"),
         ReadyWhen::Serial(_) if facts.serial => (Readiness::Ready, None),
-        ReadyWhen::Serial(marker) => not_yet(&format!("waiting for {marker:?} on the serial console")),
+        ReadyWhen::Serial(marker) => {
+            not_yet(&format!("waiting for {marker:?} on the serial console"))
+        }
         ReadyWhen::Agent | ReadyWhen::CloudInit if !facts.agent => not_yet("waiting for the agent"),
         ReadyWhen::Agent | ReadyWhen::CloudInit if facts.network && facts.addresses == 0 => {
             not_yet("waiting for an address")
@@ -92,7 +94,10 @@ pub(crate) fn assess(ready: &ReadyWhen, facts: &Facts) -> (Readiness, Option<Str
         ReadyWhen::Agent => (Readiness::Ready, None),
         ReadyWhen::CloudInit => match &facts.cloud_init {
             Some(CloudInit::Done) => (Readiness::Ready, None),
-            Some(CloudInit::Failed(errors)) => not_yet(&format!("cloud-init ended with errors: {}", errors.join("; "))),
+            Some(CloudInit::Failed(errors)) => not_yet(&format!(
+                "cloud-init ended with errors: {}",
+                errors.join("; ")
+            )),
             Some(CloudInit::Absent) => not_yet("the guest has no cloud-init; set `ready: agent`"),
             Some(CloudInit::Running) | None => not_yet("waiting for cloud-init"),
         },
@@ -167,7 +172,10 @@ async fn ssh_answers(port: u16) -> bool {
         stream.read_exact(&mut start).await?;
         io::Result::Ok(&start == b"SSH-")
     };
-    matches!(tokio::time::timeout(BANNER_TIMEOUT, banner).await, Ok(Ok(true)))
+    matches!(
+        tokio::time::timeout(BANNER_TIMEOUT, banner).await,
+        Ok(Ok(true))
+    )
 }
 
 /// Looks for a marker in a growing file, also across two reads of it.
@@ -179,7 +187,11 @@ struct SerialSearch {
 
 impl SerialSearch {
     fn new(marker: Vec<u8>) -> Self {
-        SerialSearch { marker, offset: 0, kept: Vec::new() }
+        SerialSearch {
+            marker,
+            offset: 0,
+            kept: Vec::new(),
+        }
     }
 
     fn look(&mut self, log: &Path) -> io::Result<bool> {
@@ -197,7 +209,11 @@ impl SerialSearch {
             }
             self.offset += read as u64;
             self.kept.extend_from_slice(&piece[..read]);
-            if self.kept.windows(self.marker.len().max(1)).any(|window| window == self.marker) {
+            if self
+                .kept
+                .windows(self.marker.len().max(1))
+                .any(|window| window == self.marker)
+            {
                 self.kept.clear();
                 return Ok(true);
             }
@@ -229,15 +245,27 @@ mod tests {
 
     #[test]
     fn ready_only_when_all_that_is_asked_is_there() {
-        let mut facts = Facts { network: true, ..Facts::default() };
+        let mut facts = Facts {
+            network: true,
+            ..Facts::default()
+        };
         assert_eq!(assess(&ReadyWhen::CloudInit, &facts).0, Readiness::NotReady);
         facts.agent = true;
-        assert_eq!(assess(&ReadyWhen::Agent, &facts).0, Readiness::NotReady, "no address yet");
+        assert_eq!(
+            assess(&ReadyWhen::Agent, &facts).0,
+            Readiness::NotReady,
+            "no address yet"
+        );
         facts.addresses = 1;
         assert_eq!(assess(&ReadyWhen::Agent, &facts), (Readiness::Ready, None));
         assert_eq!(assess(&ReadyWhen::CloudInit, &facts).0, Readiness::NotReady);
         facts.cloud_init = Some(CloudInit::Failed(vec!["no space".to_owned()]));
-        assert!(assess(&ReadyWhen::CloudInit, &facts).1.unwrap().contains("no space"));
+        assert!(
+            assess(&ReadyWhen::CloudInit, &facts)
+                .1
+                .unwrap()
+                .contains("no space")
+        );
         facts.cloud_init = Some(CloudInit::Done);
         assert_eq!(assess(&ReadyWhen::CloudInit, &facts).0, Readiness::Ready);
         facts.panicked = true;

@@ -12,6 +12,7 @@
 //! Only the user who owns the VM reaches the socket: its directory is private.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -23,7 +24,8 @@ use http_body_util::channel::Channel;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use innkeeper_api::{
-    Accepted, ErrorKind, KillRequest, RestartRequest, StartRequest, StopOutcome, StopRequest, VmInfo, VmStats,
+    Accepted, ErrorKind, KillRequest, RestartRequest, StartRequest, StopOutcome, StopRequest,
+    VmInfo, VmStats,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,6 +36,8 @@ use crate::error::{Error, Result};
 
 /// Name of the agent's protocol in an HTTP upgrade.
 pub(crate) const AGENT_PROTOCOL: &str = "innkeeper-agent";
+/// How long a client waits for an agent that has not said hello: long enough for one whose keeper has just been replaced.
+const AGENT_PATIENCE: Duration = Duration::from_secs(3);
 /// A spec is the largest thing that is sent here.
 const LARGEST_REQUEST: usize = 2 << 20;
 
@@ -64,7 +68,8 @@ struct Refusal(Error);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(self.0.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Json(self.0.to_problem())).into_response()
     }
 }
@@ -72,7 +77,10 @@ impl IntoResponse for Refusal {
 type Answer<T> = std::result::Result<Json<T>, Refusal>;
 
 /// Hands a command to the actor and waits for its reply.
-async fn ask<T>(shared: &Shared, make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Answer<T> {
+async fn ask<T>(
+    shared: &Shared,
+    make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
+) -> Answer<T> {
     let gone = || Refusal(Error::new(ErrorKind::Unreachable, "the keeper is ending"));
     let (reply, answer) = oneshot::channel();
     shared.commands.send(make(reply)).map_err(|_| gone())?;
@@ -81,7 +89,13 @@ async fn ask<T>(shared: &Shared, make: impl FnOnce(oneshot::Sender<Result<T>>) -
 
 fn parse<T: DeserializeOwned>(body: &Bytes) -> std::result::Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| {
-        Refusal(Error::new(ErrorKind::BadInput, "the request is not what this route takes").with_source(error))
+        Refusal(
+            Error::new(
+                ErrorKind::BadInput,
+                "the request is not what this route takes",
+            )
+            .with_source(error),
+        )
     })
 }
 
@@ -95,7 +109,9 @@ async fn follow(State(shared): State<Shared>) -> Response {
     tokio::spawn(async move {
         loop {
             let told = changes.borrow_and_update().clone();
-            let Ok(mut line) = serde_json::to_vec(told.as_ref()) else { return };
+            let Ok(mut line) = serde_json::to_vec(told.as_ref()) else {
+                return;
+            };
             line.push(b'\n');
             if sender.send_data(line.into()).await.is_err() || changes.changed().await.is_err() {
                 return;
@@ -103,7 +119,10 @@ async fn follow(State(shared): State<Shared>) -> Response {
         }
     });
     let mut response = Response::new(Body::new(body));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/x-ndjson"),
+    );
     response
 }
 
@@ -137,22 +156,50 @@ async fn spec(State(shared): State<Shared>, body: Bytes) -> Answer<()> {
 }
 
 async fn agent(State(shared): State<Shared>, request: Request) -> Response {
-    let wanted = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    let wanted = request
+        .headers()
+        .get(header::UPGRADE)
+        .and_then(|value| value.to_str().ok());
     if wanted != Some(AGENT_PROTOCOL) {
-        return Refusal(Error::new(ErrorKind::BadInput, format!("this route needs `Upgrade: {AGENT_PROTOCOL}`")))
-            .into_response();
+        return Refusal(Error::new(
+            ErrorKind::BadInput,
+            format!("this route needs `Upgrade: {AGENT_PROTOCOL}`"),
+        ))
+        .into_response();
     }
     let Some(link) = shared.agent.borrow().clone() else {
-        return Refusal(Error::new(ErrorKind::Unreachable, "the VM has no agent, or none that runs")).into_response();
+        let name = shared.info.borrow().name.clone();
+        return Refusal(
+            Error::new(ErrorKind::Conflict, format!("{name} does not run"))
+                .with_hint(format!("start it with `inn start {name}`")),
+        )
+        .into_response();
+    };
+    let Some(channel) = link.reached(AGENT_PATIENCE).await else {
+        let name = shared.info.borrow().name.clone();
+        return Refusal(
+            Error::new(
+                ErrorKind::Unreachable,
+                format!("the agent of {name} has not said hello"),
+            )
+            .with_hint(format!(
+                "wait for it with `inn wait {name} --for ready`; see `inn logs --serial {name}`"
+            )),
+        )
+        .into_response();
     };
     tokio::spawn(async move {
         if let Ok(upgraded) = hyper::upgrade::on(request).await {
-            link.relay(TokioIo::new(upgraded)).await;
+            AgentLink::relay(&channel, TokioIo::new(upgraded)).await;
         }
     });
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(AGENT_PROTOCOL));
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+        .headers_mut()
+        .insert(header::UPGRADE, HeaderValue::from_static(AGENT_PROTOCOL));
     response
 }

@@ -31,7 +31,10 @@ pub(crate) async fn collect(
         },
         async {
             match &agent {
-                Some(agent) => tokio::time::timeout(AGENT_TIMEOUT, agent.metrics()).await.ok().flatten(),
+                Some(agent) => tokio::time::timeout(AGENT_TIMEOUT, agent.metrics())
+                    .await
+                    .ok()
+                    .flatten(),
                 None => None,
             }
         },
@@ -53,8 +56,6 @@ pub(crate) async fn collect(
         stats.guest_memory_total_bytes = Some(metrics.memory_total);
         stats.guest_memory_available_bytes = Some(metrics.memory_available);
         stats.guest_load = Some(metrics.load[0]);
-    
-    
     }
     stats
 }

@@ -39,7 +39,9 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
     match operation {
         Operation::None => {}
         Operation::Creating => return denied("it is still being created", None),
-        Operation::Deleting if matches!(request, Request::Remove { .. }) => return Decision::Enqueue,
+        Operation::Deleting if matches!(request, Request::Remove { .. }) => {
+            return Decision::Enqueue;
+        }
         Operation::Deleting => return denied("it is being removed", None),
     }
     match (request, power) {
@@ -48,17 +50,20 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
         (Request::Start, Power::Paused | Power::Pausing) => {
             denied("it is paused, not stopped", None)
         }
-        (Request::Start, Power::Stopping) => {
-            denied("it is stopping", Some("wait until it is stopped, or use `inn restart`"))
-        }
+        (Request::Start, Power::Stopping) => denied(
+            "it is stopping",
+            Some("wait until it is stopped, or use `inn restart`"),
+        ),
 
         (Request::Stop | Request::Kill, Power::Stopped | Power::Failed(_)) => Decision::AlreadySo,
-        (Request::Stop, Power::Starting) => {
-            denied("it is still starting", Some("wait for it, or use `inn kill`"))
-        }
-        (Request::Stop, Power::Pausing | Power::Paused | Power::Resuming) => {
-            denied("it is paused, so the guest can't follow", Some("use `inn kill`"))
-        }
+        (Request::Stop, Power::Starting) => denied(
+            "it is still starting",
+            Some("wait for it, or use `inn kill`"),
+        ),
+        (Request::Stop, Power::Pausing | Power::Paused | Power::Resuming) => denied(
+            "it is paused, so the guest can't follow",
+            Some("use `inn kill`"),
+        ),
         (Request::Stop, Power::Running | Power::Stopping) => Decision::Enqueue,
         (Request::Kill, _) => Decision::Enqueue,
 
@@ -67,9 +72,10 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
         }
         (Request::Restart, _) => Decision::Enqueue,
 
-        (Request::Remove { .. }, _) if protected => {
-            denied("it is protected from removal", Some("use `inn protect --off` first"))
-        }
+        (Request::Remove { .. }, _) if protected => denied(
+            "it is protected from removal",
+            Some("use `inn protect --off` first"),
+        ),
         (Request::Remove { force: true }, _) => Decision::Enqueue,
         (Request::Remove { force: false }, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
         (Request::Remove { force: false }, _) => {
@@ -77,9 +83,7 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
         }
 
         (Request::Rename, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
-        (Request::Rename, _) => {
-            denied("only a stopped VM can be renamed", Some("stop it first"))
-        }
+        (Request::Rename, _) => denied("only a stopped VM can be renamed", Some("stop it first")),
     }
 }
 
@@ -116,7 +120,10 @@ mod tests {
         for power in LIVE {
             for request in [Request::Remove { force: false }, Request::Rename] {
                 assert!(
-                    matches!(admit(Operation::None, &power, false, request), Decision::Denied(..)),
+                    matches!(
+                        admit(Operation::None, &power, false, request),
+                        Decision::Denied(..)
+                    ),
                     "{power:?} {request:?}"
                 );
             }
@@ -126,7 +133,12 @@ mod tests {
     #[test]
     fn protection_beats_force() {
         for power in LIVE.into_iter().chain([Power::Stopped]) {
-            let decision = admit(Operation::None, &power, true, Request::Remove { force: true });
+            let decision = admit(
+                Operation::None,
+                &power,
+                true,
+                Request::Remove { force: true },
+            );
             assert!(matches!(decision, Decision::Denied(..)), "{power:?}");
         }
     }
@@ -145,7 +157,11 @@ mod tests {
 
     #[test]
     fn a_half_made_vm_takes_nothing() {
-        for request in [Request::Start, Request::Kill, Request::Remove { force: true }] {
+        for request in [
+            Request::Start,
+            Request::Kill,
+            Request::Remove { force: true },
+        ] {
             assert!(matches!(
                 admit(Operation::Creating, &Power::Stopped, false, request),
                 Decision::Denied(..)

@@ -47,8 +47,18 @@ mod tests {
 
     #[test]
     fn ready_is_never_said_of_what_does_not_run() {
-        for power in [Power::Stopped, Power::Starting, Power::Paused, Power::Stopping, Power::Failed(String::new())] {
-            assert_ne!(word(Operation::None, &power, Readiness::Ready), VmState::Ready, "{power:?}");
+        for power in [
+            Power::Stopped,
+            Power::Starting,
+            Power::Paused,
+            Power::Stopping,
+            Power::Failed(String::new()),
+        ] {
+            assert_ne!(
+                word(Operation::None, &power, Readiness::Ready),
+                VmState::Ready,
+                "{power:?}"
+            );
         }
     }
 }

@@ -47,7 +47,11 @@ pub struct Run {
 
 impl Bundle {
     pub(super) fn new(name: String, directory: PathBuf, boot_id: String) -> Self {
-        Bundle { name, directory, boot_id }
+        Bundle {
+            name,
+            directory,
+            boot_id,
+        }
     }
 
     /// Returns the VM's name.
@@ -89,13 +93,22 @@ impl Bundle {
     pub fn identity(&self) -> Result<Identity> {
         let path = self.path("identity.json");
         let identity: Identity = read_json(&path)?.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("{} is missing", path.display()))
-                .with_hint(format!("{} is not a VM; move it elsewhere", self.directory.display()))
+            Error::new(
+                ErrorKind::NotFound,
+                format!("{} is missing", path.display()),
+            )
+            .with_hint(format!(
+                "{} is not a VM; move it elsewhere",
+                self.directory.display()
+            ))
         })?;
         if identity.version != 1 {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("{} was made by a newer Innkeeper (form {})", self.name, identity.version),
+                format!(
+                    "{} was made by a newer Innkeeper (form {})",
+                    self.name, identity.version
+                ),
             )
             .with_hint("update Innkeeper"));
         }
@@ -110,7 +123,12 @@ impl Bundle {
     /// Reads the text of the spec.
     pub fn spec_text(&self) -> Result<String> {
         let path = self.path("vm.yaml");
-        read_text(&path)?.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{} is missing", path.display())))
+        read_text(&path)?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("{} is missing", path.display()),
+            )
+        })
     }
 
     /// Reads the spec that is asked for.
@@ -139,7 +157,10 @@ impl Bundle {
             let path = self.path(log);
             match fs::rename(&path, self.path(format!("{log}.1"))) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io(format!("can't set {} aside", path.display()), error));
+                    return Err(Error::io(
+                        format!("can't set {} aside", path.display()),
+                        error,
+                    ));
                 }
                 _ => {}
             }
@@ -153,7 +174,10 @@ impl Bundle {
         let directory = self.run_directory();
         match fs::create_dir(&directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::io(format!("can't make {}", directory.display()), error));
+                return Err(Error::io(
+                    format!("can't make {}", directory.display()),
+                    error,
+                ));
             }
             _ => {}
         }
@@ -181,9 +205,10 @@ impl Bundle {
     pub fn end_run(&self, recorded: &RecordedPower) -> Result<()> {
         write_json(&self.path("state.json"), recorded)?;
         match fs::remove_dir_all(self.run_directory()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io(format!("can't remove {}", self.run_directory().display()), error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(
+                format!("can't remove {}", self.run_directory().display()),
+                error,
+            )),
             _ => Ok(()),
         }
     }

@@ -42,10 +42,20 @@ impl EventLog {
         };
         let mut line = serde_json::to_vec(&event).map_err(|error| failed(error.into()))?;
         line.push(b'\n');
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&self.path)
+            .map_err(failed)?;
         if file.metadata().map_err(failed)?.len() > TURN_OVER {
             std::fs::rename(&self.path, self.path.with_extension("jsonl.1")).map_err(failed)?;
-            file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path).map_err(failed)?;
+            file = OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(&self.path)
+                .map_err(failed)?;
         }
         file.write_all(&line).map_err(failed)
     }
@@ -56,18 +66,30 @@ impl EventLog {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok((Vec::new(), Place { inode: 0, offset: 0 }));
+                return Ok((
+                    Vec::new(),
+                    Place {
+                        inode: 0,
+                        offset: 0,
+                    },
+                ));
             }
             Err(error) => return Err(failed(error)),
         };
         let inode = file.metadata().map_err(failed)?.ino();
-        let mut offset = place.filter(|place| place.inode == inode).map_or(0, |place| place.offset);
+        let mut offset = place
+            .filter(|place| place.inode == inode)
+            .map_or(0, |place| place.offset);
         file.seek(SeekFrom::Start(offset)).map_err(failed)?;
         let mut reader = BufReader::new(file);
         let mut events = Vec::new();
         loop {
             let mut line = Vec::new();
-            let read = reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).map_err(failed)?;
+            let read = reader
+                .by_ref()
+                .take(LONGEST_LINE)
+                .read_until(b'\n', &mut line)
+                .map_err(failed)?;
             if read == 0 || (line.last() != Some(&b'\n') && (read as u64) < LONGEST_LINE) {
                 return Ok((events, Place { inode, offset }));
             }
@@ -91,12 +113,26 @@ mod tests {
         log.append(Some("web"), EventKind::Removed).unwrap();
         let (events, place) = log.read(None).unwrap();
         assert_eq!(events.len(), 1);
-        let mut file = OpenOptions::new().append(true).open(directory.path().join("events.jsonl")).unwrap();
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(directory.path().join("events.jsonl"))
+            .unwrap();
         file.write_all(b"{\"half\":\n").unwrap();
-        log.append(None, EventKind::Note { message: "hello".to_owned() }).unwrap();
+        log.append(
+            None,
+            EventKind::Note {
+                message: "hello".to_owned(),
+            },
+        )
+        .unwrap();
         file.write_all(b"{\"not yet whole").unwrap();
         let (events, _) = log.read(Some(place)).unwrap();
         assert_eq!(events.len(), 1);
-        assert_eq!(events[0].kind, EventKind::Note { message: "hello".to_owned() });
+        assert_eq!(
+            events[0].kind,
+            EventKind::Note {
+                message: "hello".to_owned()
+            }
+        );
     }
 }

@@ -16,11 +16,16 @@ const LARGEST: u64 = 4 << 20;
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     let failed = |error| Error::io(format!("can't write {}", path.display()), error);
     let directory = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(directory).map_err(failed)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .tempfile_in(directory)
+        .map_err(failed)?;
     file.write_all(content).map_err(failed)?;
     file.as_file().sync_data().map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed)
 }
 
 /// Replaces a file by this value as JSON.
@@ -40,18 +45,29 @@ pub fn read_text(path: &Path) -> Result<Option<String>> {
         Err(error) => return Err(failed(error)),
     };
     let mut text = String::new();
-    let read = file.take(LARGEST + 1).read_to_string(&mut text).map_err(failed)?;
+    let read = file
+        .take(LARGEST + 1)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
     if read as u64 > LARGEST {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it is larger than 4 MiB")));
+        return Err(failed(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is larger than 4 MiB",
+        )));
     }
     Ok(Some(text))
 }
 
 /// Reads a JSON file of ours; none if it does not exist.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let Some(text) = read_text(path)? else { return Ok(None) };
+    let Some(text) = read_text(path)? else {
+        return Ok(None);
+    };
     serde_json::from_str(&text).map(Some).map_err(|error| {
-        Error::new(innkeeper_api::ErrorKind::Failure, format!("{} is damaged", path.display()))
-            .with_source(error)
+        Error::new(
+            innkeeper_api::ErrorKind::Failure,
+            format!("{} is damaged", path.display()),
+        )
+        .with_source(error)
     })
 }

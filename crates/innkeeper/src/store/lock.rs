@@ -28,7 +28,13 @@ impl FileLock {
         let failed = |error: io::Error| Error::io(format!("can't lock {}", path.display()), error);
         let started = Instant::now();
         loop {
-            let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+            let opened = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path);
             let file = match opened {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -59,7 +65,8 @@ impl FileLock {
 
 /// Says whether somebody holds the lock on this file. A file that does not exist is not locked.
 pub fn is_locked(path: &Path) -> Result<bool> {
-    let failed = |error: io::Error| Error::io(format!("can't read the lock {}", path.display()), error);
+    let failed =
+        |error: io::Error| Error::io(format!("can't read the lock {}", path.display()), error);
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -96,6 +103,10 @@ mod tests {
         let _old = FileLock::try_take(&path).unwrap().unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(FileLock::try_take(&path).unwrap().is_some());
-        assert!(FileLock::try_take(&directory.path().join("gone/lock")).unwrap().is_none());
+        assert!(
+            FileLock::try_take(&directory.path().join("gone/lock"))
+                .unwrap()
+                .is_none()
+        );
     }
 }

@@ -33,7 +33,10 @@ impl Root {
         if !home.is_absolute() {
             return Err(Error::new(
                 ErrorKind::BadInput,
-                format!("the data directory {} is not an absolute path", home.display()),
+                format!(
+                    "the data directory {} is not an absolute path",
+                    home.display()
+                ),
             )
             .with_hint("set INNKEEPER_HOME to an absolute path"));
         }
@@ -48,11 +51,18 @@ impl Root {
         if longest.as_os_str().len() > LONGEST_SOCKET_PATH {
             return Err(Error::new(
                 ErrorKind::BadInput,
-                format!("the runtime directory {} is too long for sockets", runtime.display()),
+                format!(
+                    "the runtime directory {} is too long for sockets",
+                    runtime.display()
+                ),
             )
             .with_hint("set XDG_RUNTIME_DIR to a shorter path"));
         }
-        Ok(Root { home: canonical, sockets, boot_id: boot_id.to_owned() })
+        Ok(Root {
+            home: canonical,
+            sockets,
+            boot_id: boot_id.to_owned(),
+        })
     }
 
     /// Returns the root directory.
@@ -139,7 +149,10 @@ impl Root {
             return Ok(bundle);
         }
         if is_locked(&self.creating(name).join("lock"))? {
-            return Err(Error::new(ErrorKind::Conflict, format!("{name} is still being created")));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{name} is still being created"),
+            ));
         }
         let near = self
             .names()?
@@ -169,23 +182,46 @@ impl Root {
     pub fn begin_creating(&self, name: &str) -> Result<HalfMade> {
         check_name(name)?;
         if self.bundle_at(name).directory().exists() {
-            return Err(Error::new(ErrorKind::Conflict, format!("a VM named {name} exists already"))
-                .with_hint(format!("choose another name with `--name`, or start it with `inn start {name}`")));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("a VM named {name} exists already"),
+            )
+            .with_hint(format!(
+                "choose another name with `--name`, or start it with `inn start {name}`"
+            )));
         }
         let directory = self.creating(name);
-        let being_made = || Error::new(ErrorKind::Conflict, format!("{name} is being created by another command"));
+        let being_made = || {
+            Error::new(
+                ErrorKind::Conflict,
+                format!("{name} is being created by another command"),
+            )
+        };
         if directory.exists() {
             // Left by a creator that died, unless its lock is held.
-            let Some(_lock) = FileLock::try_take(&directory.join("lock"))? else { return Err(being_made()) };
-            fs::remove_dir_all(&directory)
-                .map_err(|error| Error::io(format!("can't remove the half-made {}", directory.display()), error))?;
+            let Some(_lock) = FileLock::try_take(&directory.join("lock"))? else {
+                return Err(being_made());
+            };
+            fs::remove_dir_all(&directory).map_err(|error| {
+                Error::io(
+                    format!("can't remove the half-made {}", directory.display()),
+                    error,
+                )
+            })?;
         }
         match DirBuilder::new().mode(0o700).create(&directory) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(being_made()),
-            Err(error) => return Err(Error::io(format!("can't make {}", directory.display()), error)),
+            Err(error) => {
+                return Err(Error::io(
+                    format!("can't make {}", directory.display()),
+                    error,
+                ));
+            }
         }
-        let Some(lock) = FileLock::try_take(&directory.join("lock"))? else { return Err(being_made()) };
+        let Some(lock) = FileLock::try_take(&directory.join("lock"))? else {
+            return Err(being_made());
+        };
         Ok(HalfMade {
             bundle: Bundle::new(name.to_owned(), directory, self.boot_id.clone()),
             destination: self.bundle_at(name),
@@ -196,8 +232,12 @@ impl Root {
     /// Takes a VM out of the list for good: from here on it does not exist. The caller holds its lock and empties the returned directory.
     pub fn begin_deleting(&self, bundle: &Bundle) -> Result<PathBuf> {
         let hidden = self.vms().join(format!("{DELETING}{}", random_id()?));
-        fs::rename(bundle.directory(), &hidden)
-            .map_err(|error| Error::io(format!("can't remove {}", bundle.directory().display()), error))?;
+        fs::rename(bundle.directory(), &hidden).map_err(|error| {
+            Error::io(
+                format!("can't remove {}", bundle.directory().display()),
+                error,
+            )
+        })?;
         Ok(hidden)
     }
 
@@ -205,7 +245,12 @@ impl Root {
     pub fn rename(&self, from: &Bundle, to: &str) -> Result<Bundle> {
         check_name(to)?;
         let destination = self.bundle_at(to);
-        let exists = || Error::new(ErrorKind::Conflict, format!("a VM named {to} exists already"));
+        let exists = || {
+            Error::new(
+                ErrorKind::Conflict,
+                format!("a VM named {to} exists already"),
+            )
+        };
         if self.creating(to).exists() {
             return Err(exists());
         }
@@ -258,9 +303,10 @@ impl HalfMade {
         let name = self.destination.name().to_owned();
         move_without_replacing(self.bundle.directory(), self.destination.directory()).map_err(
             |error| match error.kind() {
-                io::ErrorKind::AlreadyExists => {
-                    Error::new(ErrorKind::Conflict, format!("a VM named {name} exists already"))
-                }
+                io::ErrorKind::AlreadyExists => Error::new(
+                    ErrorKind::Conflict,
+                    format!("a VM named {name} exists already"),
+                ),
                 _ => Error::io(format!("can't finish creating {name}"), error),
             },
         )?;
@@ -287,21 +333,30 @@ fn move_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
 fn move_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
     // A directory replaces only an empty one here, and a bundle is never empty.
     match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            Err(io::ErrorKind::AlreadyExists.into())
+        }
         other => other,
     }
 }
 
 /// Makes a directory and those above it; the last one is private. Refuses one that belongs to somebody else.
 fn make_private(path: &Path) -> Result<()> {
-    let failed = |error| Error::io(format!("can't make the directory {}", path.display()), error);
+    let failed = |error| {
+        Error::io(
+            format!("can't make the directory {}", path.display()),
+            error,
+        )
+    };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if let Some(above) = path.parent() {
                 fs::create_dir_all(above).map_err(failed)?;
             }
             match DirBuilder::new().mode(0o700).create(path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed(error));
+                }
                 _ => {}
             }
         }
@@ -310,12 +365,18 @@ fn make_private(path: &Path) -> Result<()> {
     }
     let found = fs::metadata(path).map_err(failed)?;
     if found.uid() != rustix::process::geteuid().as_raw() {
-        return Err(Error::new(ErrorKind::NotPermitted, format!("{} belongs to another user", path.display()))
-            .with_hint("set INNKEEPER_HOME and XDG_RUNTIME_DIR to directories of your own"));
+        return Err(Error::new(
+            ErrorKind::NotPermitted,
+            format!("{} belongs to another user", path.display()),
+        )
+        .with_hint("set INNKEEPER_HOME and XDG_RUNTIME_DIR to directories of your own"));
     }
     if found.permissions().mode() & 0o022 != 0 {
-        return Err(Error::new(ErrorKind::NotPermitted, format!("{} can be written by other users", path.display()))
-            .with_hint(format!("run: chmod go-w {}", path.display())));
+        return Err(Error::new(
+            ErrorKind::NotPermitted,
+            format!("{} can be written by other users", path.display()),
+        )
+        .with_hint(format!("run: chmod go-w {}", path.display())));
     }
     Ok(())
 }
@@ -337,7 +398,8 @@ fn short_hash(bytes: &[u8]) -> String {
 /// Makes a random identifier of 32 hexadecimal digits.
 pub fn random_id() -> Result<String> {
     let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| Error::new(ErrorKind::Failure, "can't read random numbers").with_source(error))?;
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::new(ErrorKind::Failure, "can't read random numbers").with_source(error)
+    })?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -1,9 +1,9 @@
 //! The agent as process 1 of a minimal guest: mounts, modules, name, network, power button; then it serves.
 //!
 //! ```text
-//!  mount /proc /sys /dev ─► modules of the channel ─► open the port ─► "INNKEEPER-READY" ─► serve
-//!                                        │
-//!                                        └─► beside it: other modules, network, inn.mount= disks, power button
+//!  mount /proc /sys /dev ─► modules of the channel ─► open the port ─► serve
+//!                                        │                    ▼
+//!                                        └─► beside it: network ─► "INNKEEPER-READY" ─► other modules, inn.mount= disks, power button
 //! ```
 //! Words of the kernel's command line: `inn.hostname=NAME`, `inn.net=` (see `network`), `inn.time=UNIXSECONDS`,
 //! `inn.mount=DEVICE|serial=NAME|TAG:PATH:FSTYPE[:ro]`. What goes wrong is said on the console and told as a readiness
@@ -63,8 +63,8 @@ fn serve() {
     }
     open_console();
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let (channel, rest) = crate::modules::listed();
-    problems(crate::modules::load(&channel, &command_line));
+    let modules = crate::modules::listed();
+    problems(crate::modules::load(&modules.channel, &command_line));
     for (source, path, fstype, flags, data) in [
         (
             "devpts",
@@ -120,22 +120,35 @@ fn serve() {
     let (link, operations) = crate::serve::start(true, true);
     watch_signals(signals, Arc::clone(&link));
     let beside = Arc::clone(&link);
-    crate::operations::spawn("setup", move || set_up(&rest, &command_line, beside));
+    let (reachable, reached) = std::sync::mpsc::channel();
+    crate::operations::spawn("setup", move || {
+        set_up(&modules, &command_line, beside, &reached)
+    });
     crate::link::run(&link, Port::Named, &operations, || {
-        // A guest without a console has nobody to tell.
-        let _ = std::io::stdout().write_all(READY.as_bytes());
+        // The other end ends with its thread only.
+        let _ = reachable.send(());
     })
 }
 
-/// What readiness does not wait for.
-fn set_up(modules: &[String], command_line: &str, link: Arc<crate::link::Link>) {
+/// What is done beside serving: first the network, then the marker on the console, then the rest.
+fn set_up(
+    modules: &crate::modules::Modules,
+    command_line: &str,
+    link: Arc<crate::link::Link>,
+    reached: &std::sync::mpsc::Receiver<()>,
+) {
     problems(crate::network::bring_loopback_up().err());
-    problems(crate::modules::load(modules, command_line));
+    problems(crate::modules::load(&modules.network, command_line));
     for value in words(command_line, "inn.net=") {
         let result = crate::network::parse(value)
             .and_then(|configuration| crate::network::configure(&configuration));
         problems(result.err());
     }
+    if reached.recv().is_ok() {
+        // A guest without a console has nobody to tell.
+        let _ = std::io::stdout().write_all(READY.as_bytes());
+    }
+    problems(crate::modules::load(&modules.later, command_line));
     for value in words(command_line, "inn.mount=") {
         let result = parse_mount(value).and_then(|request| {
             mount_when_there(&request).map_err(|error| format!("inn.mount={value}: {error}"))

@@ -1,7 +1,7 @@
 //! Kernel modules, for guests whose init is the agent.
 //!
-//! `/etc/innkeeper/modules` lists one path a line, dependencies first. Those up to `virtio_console` (the host's channel)
-//! are loaded before anything else; the rest comes beside serving. Words `module.parameter=value` of the kernel's command
+//! `/etc/innkeeper/modules` lists one path a line, dependencies first, in groups with a blank line between: what the host's channel
+//! needs is loaded before anything else, then what the network needs; the rest comes beside serving. Words `module.parameter=value` of the kernel's command
 //! line are passed to their module, several of the same name too: that is how virtio_mmio learns its devices.
 
 use crate::log::say;
@@ -12,32 +12,43 @@ const LIST: &str = "/etc/innkeeper/modules";
 /// MODULE_INIT_COMPRESSED_FILE of the kernel's uapi/linux/module.h.
 const COMPRESSED: i32 = 4;
 
-/// The modules to load, in two parts: what the channel needs, and the rest.
-pub fn listed() -> (Vec<String>, Vec<String>) {
-    let text = match std::fs::read_to_string(LIST) {
-        Ok(text) => text,
-        // A kernel with everything built in needs no list.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => {
-            say(&format!("cannot read {LIST}: {error}"));
-            String::new()
-        }
-    };
-    split(&text)
+/// The modules to load, in groups.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Modules {
+    /// What the channel to the host needs.
+    pub channel: Vec<String>,
+    /// What the network needs.
+    pub network: Vec<String>,
+    /// The rest.
+    pub later: Vec<String>,
 }
 
-fn split(text: &str) -> (Vec<String>, Vec<String>) {
-    let lines = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let mut all: Vec<String> = lines.map(str::to_owned).collect();
-    let channel = all
-        .iter()
-        .position(|path| name(path) == "virtio_console")
-        .map_or(all.len(), |at| at + 1);
-    let rest = all.split_off(channel);
-    (all, rest)
+/// Reads the list.
+pub fn listed() -> Modules {
+    match std::fs::read_to_string(LIST) {
+        Ok(text) => split(&text),
+        // A kernel with everything built in needs no list.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Modules::default(),
+        Err(error) => {
+            say(&format!("cannot read {LIST}: {error}"));
+            Modules::default()
+        }
+    }
+}
+
+fn split(text: &str) -> Modules {
+    let mut groups = text.split("\n\n").map(|group| {
+        let lines = group.lines().map(str::trim);
+        lines
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(str::to_owned)
+            .collect::<Vec<String>>()
+    });
+    Modules {
+        channel: groups.next().unwrap_or_default(),
+        network: groups.next().unwrap_or_default(),
+        later: groups.flatten().collect(),
+    }
 }
 
 /// Module name of a path: the file's stem, with dashes as underscores (the kernel takes both for the same).
@@ -92,10 +103,12 @@ mod tests {
 
     #[test]
     fn the_channel_comes_first_and_parameters_go_to_their_module() {
-        let (first, rest) =
-            split("# list\na/virtio.ko\n\na/virtio-console.ko\nb/virtio_net.ko.xz\n");
-        assert_eq!(first, ["a/virtio.ko", "a/virtio-console.ko"]);
-        assert_eq!(rest, ["b/virtio_net.ko.xz"]);
+        let modules = split(
+            "# list\na/virtio.ko\na/virtio-console.ko\n\nb/virtio_net.ko.xz\n\nc/ext4.ko\n\nd/nvme.ko\n",
+        );
+        assert_eq!(modules.channel, ["a/virtio.ko", "a/virtio-console.ko"]);
+        assert_eq!(modules.network, ["b/virtio_net.ko.xz"]);
+        assert_eq!(modules.later, ["c/ext4.ko", "d/nvme.ko"]);
         let line = "quiet virtio_mmio.device=512@0xfeb00e00:12 virtio-mmio.device=512@0xfeb00c00:11 other.x=1";
         assert_eq!(
             parameters("virtio_mmio", line),

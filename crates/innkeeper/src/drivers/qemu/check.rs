@@ -150,7 +150,7 @@ fn machine(reasons: &mut Reasons, config: &MachineConfig, emulator: &Emulator) {
             None,
         );
     }
-    if config.memory.get() % 4096 != 0 || config.memory.get() < 1 << 20 {
+    if !config.memory.get().is_multiple_of(4096) || config.memory.get() < 1 << 20 {
         reasons.add(
             "memory",
             "memory must be a multiple of 4 KiB and at least 1 MiB",

@@ -144,8 +144,11 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost) -> Result<Plan> {
     channels(&mut builder, config, board, &monitor, &agent)?;
     let early_khz = early_khz(board, &accelerator, host);
     let variables = boot(&mut builder, config, board, emulator, early_khz)?;
+    // A kernel that QEMU loads takes the first place itself, and nothing is booted after it.
+    let boots_disks = !matches!(config.boot, BootConfig::Direct { .. });
     for (index, disk) in config.disks.iter().enumerate() {
-        self::disk(&mut builder, index, disk, board)?;
+        let place = disk.boot_index.filter(|_| boots_disks);
+        self::disk(&mut builder, index, disk, place, board)?;
     }
     for (index, nic) in config.nics.iter().enumerate() {
         self::nic(&mut builder, index, nic, board);
@@ -348,29 +351,58 @@ fn boot(
     }
 }
 
-fn disk(builder: &mut Builder, index: usize, disk: &DiskConfig, board: Board) -> Result<()> {
+fn disk(
+    builder: &mut Builder,
+    index: usize,
+    disk: &DiskConfig,
+    boot_index: Option<u32>,
+    board: Board,
+) -> Result<()> {
     let node = format!("disk{index}");
     let format = |format: DiskFormat| match format {
         DiskFormat::Raw => "raw",
         DiskFormat::Qcow2 => "qcow2",
     };
-    let mut block = json!({
-        "driver": format(disk.format), "node-name": node, "read-only": disk.read_only, "discard": "unmap",
-        "file": { "driver": "file", "filename": path_text(&disk.path)?, "discard": "unmap" },
-    });
-    if disk.format == DiskFormat::Qcow2 {
-        // What the file itself says of its backing file is not to be believed: its format is named here, or it has none.
-        block["backing"] = match disk.backing_format {
-            Some(backing) => json!({ "driver": format(backing) }),
-            None => json!(null),
-        };
-    }
-    builder.option("-blockdev", block.to_string());
+    let file = path_text(&disk.path)?;
+    let drive = match (disk.format, disk.backing_format) {
+        (DiskFormat::Qcow2, Some(backing)) => {
+            // `-blockdev` would want the backing file's path as well; this form takes that from the header, which we wrote, and lets
+            // the format be named, which must never be probed from what a guest may have written.
+            let id = format!("{node}-drive");
+            builder.option(
+                "-drive",
+                Options::new("if=none")
+                    .set("id", &id)
+                    .set("node-name", &node)
+                    .set("driver", "qcow2")
+                    .set("read-only", if disk.read_only { "on" } else { "off" })
+                    .set("discard", "unmap")
+                    .set("file.driver", "file")
+                    .set("file.filename", file)
+                    .set("file.discard", "unmap")
+                    .set("backing.driver", format(backing))
+                    .build(),
+            );
+            id
+        }
+        (own, _) => {
+            let mut block = json!({
+                "driver": format(own), "node-name": node, "read-only": disk.read_only, "discard": "unmap",
+                "file": { "driver": "file", "filename": file, "discard": "unmap" },
+            });
+            if own == DiskFormat::Qcow2 {
+                // Whatever file the header names as its backing file, it is not ours and is not opened.
+                block["backing"] = json!(null);
+            }
+            builder.option("-blockdev", block.to_string());
+            node.clone()
+        }
+    };
     let mut device = Options::new(&format!("virtio-blk-{}", board.bus()))
-        .set("drive", &node)
+        .set("drive", drive)
         .set("id", format!("{node}-device"))
         .set("serial", &disk.name);
-    if let Some(boot_index) = disk.boot_index {
+    if let Some(boot_index) = boot_index {
         device = device.set("bootindex", boot_index.to_string());
     }
     builder.option("-device", device.build());
