@@ -95,6 +95,12 @@ impl HostBuilder {
         self
     }
 
+    /// Adds a variable to the environment of keepers: settings that the helper reads, for programs that bring drivers of their own.
+    pub fn helper_environment(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
+        self.helper_environment.push((name.into(), value.into()));
+        self
+    }
+
     /// Takes what is not set from the process's environment: `INNKEEPER_HOME`, else the platform's data directory; `XDG_RUNTIME_DIR`;
     /// `PATH`; `INNKEEPER_ACCEL`; `INNKEEPER_LIBEXEC`; `INNKEEPER_CATALOGUES` (paths or URLs, separated by spaces); this very executable
     /// as the helper.

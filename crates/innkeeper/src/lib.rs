@@ -31,6 +31,8 @@ mod machine;
 pub mod progress;
 pub mod spec;
 mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use error::{Error, Result, exit_code, http_status};
 pub use host::{

@@ -1,0 +1,118 @@
+//! The control socket, for the driver, and the socket by which a trial makes the guest do something.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use innkeeper::drivers::fake::{ControlMessage, ControlRequest, GuestState};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
+
+use crate::guest::{Guest, Order};
+use crate::run::broken;
+
+/// Serves one control connection at a time; a second one beside a living one breaks the contract.
+pub(crate) fn start(guest: &Arc<Guest>, listener: UnixListener) {
+    let guest = guest.clone();
+    std::thread::spawn(move || {
+        let mut current: Option<UnixStream> = None;
+        while let Ok((stream, _)) = listener.accept() {
+            if current.as_ref().is_some_and(is_open) {
+                broken(&guest.plan, "a second control connection beside a living one");
+            }
+            current = stream.try_clone().ok();
+            if guest.plan.script.mute_control {
+                continue;
+            }
+            let guest = guest.clone();
+            std::thread::spawn(move || serve(&guest, stream));
+        }
+    });
+}
+
+/// Says whether the peer of a stream is still there.
+pub(crate) fn is_open(stream: &UnixStream) -> bool {
+    let mut set = [PollFd::new(stream, PollFlags::RDHUP)];
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut set, Some(&zero)).is_ok() && !set[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
+}
+
+fn serve(guest: &Arc<Guest>, stream: UnixStream) {
+    let Ok(writer) = stream.try_clone() else { return };
+    let writer = Arc::new(Mutex::new(writer));
+    let (events, happened) = std::sync::mpsc::channel();
+    let state = guest.listen(events);
+    if !say(&writer, &ControlMessage::Greeting(state)) {
+        return;
+    }
+    let events_writer = writer.clone();
+    std::thread::spawn(move || {
+        while let Ok(message) = happened.recv() {
+            if !say(&events_writer, &message) {
+                return;
+            }
+        }
+    });
+    for line in BufReader::new(stream).lines() {
+        let Ok(line) = line else { return };
+        let request: ControlRequest = match serde_json::from_str(&line) {
+            Ok(request) => request,
+            Err(error) => broken(&guest.plan, &format!("an unknown request on the control connection: {line}: {error}")),
+        };
+        let done = |result: Result<(), String>| match result {
+            Ok(()) => ControlMessage::Done,
+            Err(why) => ControlMessage::Refused(why),
+        };
+        let answer = match request {
+            ControlRequest::Button => {
+                guest.button();
+                ControlMessage::Done
+            }
+            ControlRequest::Pause => done(guest.pause(GuestState::Paused)),
+            ControlRequest::Resume => done(guest.pause(GuestState::Running)),
+            ControlRequest::Blocks => ControlMessage::Blocks(4096, 8192),
+            ControlRequest::Quit => {
+                let answer = done(guest.quit());
+                say(&writer, &answer);
+                std::process::exit(0);
+            }
+        };
+        if !say(&writer, &answer) {
+            return;
+        }
+    }
+}
+
+fn say(writer: &Mutex<UnixStream>, message: &ControlMessage) -> bool {
+    let Ok(mut line) = serde_json::to_vec(message) else { return false };
+    line.push(b'\n');
+    writer.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line).is_ok()
+}
+
+/// Serves pokes: a word, answered by `ok` once it was passed on.
+pub(crate) fn start_pokes(guest: &Arc<Guest>, listener: UnixListener) {
+    let guest = guest.clone();
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let mut word = String::new();
+            let mut reader = BufReader::new(&stream);
+            if reader.read_line(&mut word).is_err() {
+                continue;
+            }
+            match word.trim() {
+                "poweroff" => guest.order(Order::PowerOff),
+                "reboot" => guest.order(Order::Reboot),
+                "panic" => guest.panic(),
+                "mute" => guest.signal_agent(Signal::STOP),
+                "unmute" => guest.signal_agent(Signal::CONT),
+                "exit" => {
+                    eprintln!("fake: ends by itself, as told");
+                    std::process::exit(3);
+                }
+                other => broken(&guest.plan, &format!("an unknown poke: {other:?}")),
+            }
+            // A poker that went away does not care.
+            let _ = (&stream).write_all(b"ok\n");
+        }
+    });
+}

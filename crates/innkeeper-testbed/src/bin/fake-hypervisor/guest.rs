@@ -1,0 +1,227 @@
+//! The guest that is not there: its power state, its agent's process, its console.
+//!
+//! ```text
+//!  boot ─► Running ◄──► Paused
+//!             │ button, shutdown, poke        (reboot: the agent's process is replaced)
+//!             ▼
+//!            Off ── quit ──► the process ends
+//! ```
+//! Orders that touch the agent's process go through the main thread, since a child dies with the thread that made it.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use innkeeper::drivers::fake::{ControlMessage, GuestState, Plan};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::run::broken;
+
+/// What is done to the guest as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    PowerOff,
+    Reboot,
+}
+
+struct Inside {
+    state: GuestState,
+    agent: Option<Child>,
+    /// Takes what happens to the control connection.
+    listener: Option<Sender<ControlMessage>>,
+}
+
+pub(crate) struct Guest {
+    pub(crate) plan: Plan,
+    inside: Mutex<Inside>,
+    orders: Sender<Order>,
+    ordered: Mutex<Option<Receiver<Order>>>,
+    /// Length and time of change of each writable disk at the start.
+    disks: Vec<Option<(u64, SystemTime)>>,
+}
+
+impl Guest {
+    pub(crate) fn new(plan: Plan) -> Arc<Guest> {
+        let (orders, ordered) = channel();
+        let disks = disk_marks(&plan);
+        let inside = Inside { state: GuestState::Running, agent: None, listener: None };
+        Arc::new(Guest { plan, inside: Mutex::new(inside), orders, ordered: Mutex::new(Some(ordered)), disks })
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets who hears of events, and gives the state of now.
+    pub(crate) fn listen(&self, listener: Sender<ControlMessage>) -> GuestState {
+        let mut inside = self.inside();
+        inside.listener = Some(listener);
+        inside.state
+    }
+
+    fn tell(inside: &Inside, message: ControlMessage) {
+        if let Some(listener) = &inside.listener {
+            // A listener that is gone is replaced by the next connection.
+            let _ = listener.send(message);
+        }
+    }
+
+    /// Writes to the serial console.
+    pub(crate) fn print(&self, text: &str) {
+        let written = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&self.plan.serial_log)
+            .and_then(|mut log| log.write_all(text.as_bytes()));
+        if let Err(error) = written {
+            eprintln!("fake: can't write the serial log: {error}");
+        }
+    }
+
+    /// Prints what is written to the pipe that stands for `/dev/console`.
+    pub(crate) fn read_console(self: &Arc<Self>) -> io::Result<()> {
+        // Opened for writing too, so that it never reads as ended.
+        let mut pipe = OpenOptions::new().read(true).write(true).open(&self.plan.console)?;
+        let guest = self.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count) = pipe.read(&mut buffer) {
+                guest.print(&String::from_utf8_lossy(&buffer[..count]));
+            }
+        });
+        Ok(())
+    }
+
+    /// Starts the guest. Main thread only.
+    pub(crate) fn boot(&self) -> io::Result<()> {
+        self.print(&format!("Linux version 0.0 (fake) {}\n", self.plan.name));
+        let mut inside = self.inside();
+        inside.state = GuestState::Running;
+        if let Some(program) = self.plan.agent_program.as_ref().filter(|_| !self.plan.script.no_agent) {
+            let child = Command::new(std::env::current_exe()?)
+                .arg("-guest")
+                .args([program, &self.plan.guest_port])
+                .env_clear()
+                .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .process_group(0)
+                .spawn()?;
+            inside.agent = Some(child);
+        }
+        Ok(())
+    }
+
+    /// Carries out orders for ever. Main thread only.
+    pub(crate) fn follow_orders<T>(&self) -> io::Result<T> {
+        let ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ordered = ordered.ok_or_else(|| io::Error::other("orders are followed already"))?;
+        loop {
+            match ordered.recv().map_err(io::Error::other)? {
+                Order::PowerOff if self.inside().state != GuestState::Off => {
+                    self.end_agent();
+                    self.print("reboot: Power down\n");
+                    let mut inside = self.inside();
+                    inside.state = GuestState::Off;
+                    Self::tell(&inside, ControlMessage::State(GuestState::Off));
+                    drop(inside);
+                    self.check_disks();
+                }
+                Order::Reboot if self.inside().state != GuestState::Off => {
+                    self.end_agent();
+                    self.print("reboot: Restarting system\n");
+                    Self::tell(&self.inside(), ControlMessage::Reset);
+                    self.boot()?;
+                }
+                Order::PowerOff | Order::Reboot => {}
+            }
+        }
+    }
+
+    pub(crate) fn order(&self, order: Order) {
+        // The main thread takes orders for as long as the process lives.
+        let _ = self.orders.send(order);
+    }
+
+    fn end_agent(&self) {
+        if let Some(mut agent) = self.inside().agent.take() {
+            // Fails only if it has ended.
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+
+    /// Stops or continues the agent's process: a guest that hangs.
+    pub(crate) fn signal_agent(&self, signal: Signal) {
+        let pid = self.inside().agent.as_ref().and_then(|agent| Pid::from_raw(agent.id().cast_signed()));
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    pub(crate) fn panic(&self) {
+        self.print("Kernel panic - not syncing: fake\n");
+        Self::tell(&self.inside(), ControlMessage::Panicked);
+    }
+
+    /// Presses the power button.
+    pub(crate) fn button(&self) {
+        if !self.plan.script.ignore_button {
+            self.order(Order::PowerOff);
+        }
+    }
+
+    /// The agent was asked to shut the guest down.
+    pub(crate) fn shutdown(&self, order: Order) {
+        if !self.plan.script.ignore_shutdown {
+            self.order(order);
+        }
+    }
+
+    pub(crate) fn pause(&self, wanted: GuestState) -> Result<(), String> {
+        let mut inside = self.inside();
+        match (inside.state, wanted) {
+            (GuestState::Off, _) => Err("the guest has powered off".to_owned()),
+            (now, wanted) if now == wanted => Err(format!("it is {now:?} already")),
+            (_, wanted) => {
+                inside.state = wanted;
+                Self::tell(&inside, ControlMessage::State(wanted));
+                drop(inside);
+                self.signal_agent(if wanted == GuestState::Paused { Signal::STOP } else { Signal::CONT });
+                Ok(())
+            }
+        }
+    }
+
+    /// Ends the process, if the contract lets whoever asked.
+    pub(crate) fn quit(&self) -> Result<(), String> {
+        if self.inside().state == GuestState::Off {
+            return Ok(());
+        }
+        broken(&self.plan, "told to quit while the guest runs")
+    }
+
+    /// Nobody but the hypervisor may write to the disks of a guest that runs, and this one never does.
+    fn check_disks(&self) {
+        if disk_marks(&self.plan) != self.disks {
+            broken(&self.plan, "somebody else wrote to its disks while it ran");
+        }
+    }
+}
+
+fn disk_marks(plan: &Plan) -> Vec<Option<(u64, SystemTime)>> {
+    plan.disks
+        .iter()
+        .filter(|disk| !disk.read_only)
+        .map(|disk| {
+            let file = std::fs::metadata(&disk.path).ok()?;
+            Some((file.len(), file.modified().ok()?))
+        })
+        .collect()
+}
+

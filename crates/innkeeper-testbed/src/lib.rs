@@ -1,0 +1,12 @@
+//! What the tests of whole installations share: an installation of one's own under a short path, the fake drivers, the agent, and images
+//! that are built once and lent to each installation.
+//!
+//! The programs beside this library are the test doubles: `fake-hypervisor`, and `testbed`, which runs keepers that know the fake drivers.
+
+mod agent;
+mod cache;
+mod installation;
+
+pub use agent::{agent_program, libexec};
+pub use cache::{lend_tiny, results_directory};
+pub use installation::{Installation, Opener, Programs, fake_options, host_from_environment};

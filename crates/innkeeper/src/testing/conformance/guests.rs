@@ -1,0 +1,233 @@
+//! The guests that trials are made with: what they have, what they can be told, and how they are made to do something.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use innkeeper_agent::message::{ExecRequest, ShutdownKind};
+use innkeeper_api::VmInfo;
+
+use super::{Failure, Verdict};
+use crate::Host;
+
+/// Something that a guest may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// An agent.
+    Agent,
+    /// It mounts the disks that its spec names.
+    Mounts,
+    /// A console whose output is in the serial log.
+    Console,
+    /// A network.
+    Network,
+}
+
+/// Something that a guest's kernel command line can make of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// It follows neither an agent nor the power button.
+    Deaf,
+    /// It has no agent and follows the power button.
+    ButtonOnly,
+    /// Its hypervisor takes some seconds to launch.
+    SlowLaunch,
+    /// Its hypervisor ends before it answers, with a message.
+    FailingLaunch,
+}
+
+/// Something that a guest can be made to do, unasked by its keeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// It powers off.
+    PowerOff,
+    /// It reboots.
+    Reboot,
+    /// Its kernel panics.
+    Panic,
+    /// Its agent falls silent.
+    Mute,
+    /// Its agent speaks again.
+    Unmute,
+    /// Its hypervisor ends by itself, with a code.
+    Exit,
+}
+
+/// The guest at hand.
+#[async_trait]
+pub trait Guest: Send + Sync {
+    /// Says whether it has something; if not, why.
+    fn has(&self, part: Part) -> Result<(), String>;
+
+    /// Says whether it can be made to do something; if not, why.
+    fn can(&self, act: Act) -> Result<(), String>;
+
+    /// Returns the words for the kernel's command line, if it can be told this.
+    fn words(&self, word: Word) -> Option<&'static str>;
+
+    /// Makes it do something now.
+    async fn act(&self, host: &Host, vm: &VmInfo, act: Act) -> Verdict;
+
+    /// Makes it power off a little later, so that its keeper can be killed before; returns at once.
+    async fn power_off_soon(&self, host: &Host, vm: &VmInfo) -> Verdict;
+
+    /// A directory of the guest in which trials may write.
+    fn scratch(&self) -> PathBuf;
+
+    /// The guest's console as a path that a command of the guest can write to.
+    fn console(&self, host: &Host, vm: &VmInfo) -> PathBuf;
+
+    /// A command of the guest that listens on a TCP port and answers HTTP, and the port.
+    fn listener(&self) -> Verdict<(Vec<String>, u16)>;
+}
+
+/// The image `tiny`: the agent is init, and busybox is there.
+#[derive(Debug, Default)]
+pub struct TinyGuest;
+
+/// Runs a command in the guest that goes on without anybody.
+async fn detached(host: &Host, vm: &VmInfo, argv: &[&str]) -> Verdict {
+    let channel = host.guest(&vm.name).await?;
+    let request = ExecRequest {
+        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+        detach: true,
+        ..ExecRequest::default()
+    };
+    channel.exec(request).await?.control.detach();
+    Ok(())
+}
+
+#[async_trait]
+impl Guest for TinyGuest {
+    fn has(&self, _: Part) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn can(&self, act: Act) -> Result<(), String> {
+        match act {
+            Act::PowerOff | Act::Reboot => Ok(()),
+            // It panics with `panic=-1`, and so reboots at once: nothing that can be looked at.
+            Act::Panic => Err("the tiny guest reboots when its kernel panics".to_owned()),
+            Act::Mute | Act::Unmute => Err("the agent is the guest's init, which can't be stopped".to_owned()),
+            Act::Exit => Err("a real hypervisor does not end by itself when a trial wants it".to_owned()),
+        }
+    }
+
+    fn words(&self, word: Word) -> Option<&'static str> {
+        match word {
+            // `cat` as init waits for input for ever: there is no agent, and nobody listens to the button.
+            Word::Deaf => Some("rdinit=/bin/cat"),
+            Word::ButtonOnly | Word::SlowLaunch | Word::FailingLaunch => None,
+        }
+    }
+
+    async fn act(&self, host: &Host, vm: &VmInfo, act: Act) -> Verdict {
+        let how = match act {
+            Act::PowerOff => ShutdownKind::Poweroff,
+            Act::Reboot => ShutdownKind::Reboot,
+            other => return Err(Failure::new(format!("the tiny guest can't do {other:?}"))),
+        };
+        Ok(host.guest(&vm.name).await?.shutdown(how).await?)
+    }
+
+    async fn power_off_soon(&self, host: &Host, vm: &VmInfo) -> Verdict {
+        detached(host, vm, &["sh", "-c", "sleep 2; poweroff"]).await
+    }
+
+    fn scratch(&self) -> PathBuf {
+        PathBuf::from("/tmp")
+    }
+
+    fn console(&self, _: &Host, _: &VmInfo) -> PathBuf {
+        PathBuf::from("/dev/console")
+    }
+
+    fn listener(&self) -> Verdict<(Vec<String>, u16)> {
+        let argv = ["busybox", "httpd", "-f", "-p", "7788", "-h", "/etc"];
+        Ok((argv.iter().map(|word| (*word).to_owned()).collect(), 7788))
+    }
+}
+
+/// The guest of the fake hypervisor: its agent is the real one, run on this computer.
+#[derive(Debug)]
+pub struct FakeGuest {
+    /// Directory in which trials may write.
+    pub scratch: PathBuf,
+    /// A program that, given a port, listens on it and answers HTTP until its standard input ends.
+    pub listener: PathBuf,
+    /// Whether there is an agent to run.
+    pub agent: Result<(), String>,
+    /// Whether this computer has an address other than loopback, for the agent to tell.
+    pub network: Result<(), String>,
+}
+
+#[cfg(target_os = "linux")]
+impl FakeGuest {
+    async fn poke(&self, host: &Host, vm: &VmInfo, word: &str) -> Verdict {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let socket = crate::drivers::fake::poke_socket(&host.root().socket_directory(&vm.id));
+        let mut stream = tokio::net::UnixStream::connect(&socket).await?;
+        stream.write_all(format!("{word}\n").as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        match (word, answer.as_str()) {
+            ("exit", _) | (_, "ok\n") => Ok(()),
+            (_, other) => Err(Failure::new(format!("the fake hypervisor did not take the poke {word}: {other:?}"))),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[async_trait]
+impl Guest for FakeGuest {
+    fn has(&self, part: Part) -> Result<(), String> {
+        match part {
+            Part::Agent => self.agent.clone(),
+            Part::Mounts => Err("the fake's guest is this computer and mounts nothing".to_owned()),
+            Part::Console => Ok(()),
+            Part::Network => self.network.clone(),
+        }
+    }
+
+    fn can(&self, _: Act) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn words(&self, word: Word) -> Option<&'static str> {
+        Some(match word {
+            Word::Deaf => "fake.button=ignore fake.shutdown=ignore",
+            Word::ButtonOnly => "fake.agent=none",
+            Word::SlowLaunch => "fake.launch-delay=8000",
+            Word::FailingLaunch => "fake.launch-delay=30 fake.launch-fail",
+        })
+    }
+
+    async fn act(&self, host: &Host, vm: &VmInfo, act: Act) -> Verdict {
+        let word = match act {
+            Act::PowerOff => "poweroff",
+            Act::Reboot => "reboot",
+            Act::Panic => "panic",
+            Act::Mute => "mute",
+            Act::Unmute => "unmute",
+            Act::Exit => "exit",
+        };
+        self.poke(host, vm, word).await
+    }
+
+    async fn power_off_soon(&self, _: &Host, _: &VmInfo) -> Verdict {
+        // Nothing to prepare: it can be poked while its keeper is dead.
+        Ok(())
+    }
+
+    fn scratch(&self) -> PathBuf {
+        self.scratch.clone()
+    }
+
+    fn console(&self, host: &Host, vm: &VmInfo) -> PathBuf {
+        crate::drivers::fake::console(&host.root().socket_directory(&vm.id))
+    }
+
+    fn listener(&self) -> Verdict<(Vec<String>, u16)> {
+        let port = crate::engine::ports::free_port()?;
+        Ok((vec![self.listener.display().to_string(), "listen".to_owned(), port.to_string()], port))
+    }
+}

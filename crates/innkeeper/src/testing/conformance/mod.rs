@@ -1,0 +1,209 @@
+//! One list of trials that every driver must pass, whatever hypervisor is behind it.
+//!
+//! A trial says what it needs: capabilities of the driver, and parts that the guest at hand has. What a driver says it lacks is tried as
+//! well: it must be refused before anything starts. Each trial gets an installation of its own; a test harness runs it, looks at what it
+//! left ([`super::traces`]) and writes down what came of it ([`super::matrix`]).
+//!
+//! Nothing here sleeps for luck: every wait is for a condition and has a deadline.
+
+mod absence;
+mod changes;
+mod context;
+mod guests;
+mod inside;
+mod keepers;
+mod lifecycle;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use innkeeper_api::{Capability, DriverReport};
+
+pub use context::{Context, Setup};
+pub use guests::{Act, FakeGuest, Guest, Part, TinyGuest, Word};
+
+/// What a trial needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The driver can do this.
+    Can(Capability),
+    /// The guest at hand has this.
+    Has(Part),
+    /// The guest at hand can be told this by its kernel's command line.
+    Says(Word),
+    /// The guest at hand can be made to do this.
+    Does(Act),
+}
+
+/// Why a trial was not passed.
+#[derive(Debug)]
+pub struct Failure(String);
+
+impl Failure {
+    /// Makes a failure of one sentence.
+    pub fn new(message: impl Into<String>) -> Self {
+        Failure(message.into())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<crate::Error> for Failure {
+    fn from(error: crate::Error) -> Self {
+        Failure(format!("{:?}: {}", error.kind(), error.chain().join(": ")))
+    }
+}
+
+impl From<crate::guest::GuestError> for Failure {
+    fn from(error: crate::guest::GuestError) -> Self {
+        Failure::from(crate::Error::from(error))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Failure(error.to_string())
+    }
+}
+
+/// What comes of a trial.
+pub type Verdict<T = ()> = Result<T, Failure>;
+
+type Run = for<'a> fn(&'a Context) -> Pin<Box<dyn Future<Output = Verdict> + Send + 'a>>;
+
+/// One thing that every driver must do right.
+pub struct Trial {
+    /// Its name, stable.
+    pub name: &'static str,
+    /// What it needs.
+    pub needs: &'static [Need],
+    run: Run,
+}
+
+impl Trial {
+    /// Runs it.
+    pub async fn run(&self, context: &Context) -> Verdict {
+        (self.run)(context).await
+    }
+
+    /// Tells why it can't be run with this driver and guest; none if it can.
+    pub fn lacking(&self, report: &DriverReport, guest: &dyn Guest) -> Option<String> {
+        self.needs.iter().find_map(|need| match need {
+            Need::Can(capability) => lacks(report, *capability)
+                .map(|why| format!("the driver can't do {}: {why}", capability.as_str())),
+            Need::Has(part) => guest.has(*part).err(),
+            Need::Says(word) => {
+                guest.words(*word).is_none().then(|| format!("this guest can't be told to be {word:?}"))
+            }
+            Need::Does(act) => guest.can(*act).err(),
+        })
+    }
+}
+
+/// Tells why a driver can't do something; none if it can.
+pub fn lacks(report: &DriverReport, capability: Capability) -> Option<String> {
+    match report.capabilities.iter().find(|entry| entry.capability == capability) {
+        Some(entry) => entry.lacking.clone(),
+        None => Some("it does not speak of it".to_owned()),
+    }
+}
+
+/// Fails the trial unless a condition holds.
+macro_rules! require {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err($crate::testing::conformance::Failure::new(format!($($message)+)));
+        }
+    };
+}
+use require;
+
+macro_rules! trials {
+    ($($module:ident :: $name:ident [$($need:expr),* $(,)?],)+) => {
+        &[$(Trial {
+            name: stringify!($name),
+            needs: &[$($need),*],
+            run: |context| Box::pin($module::$name(context)),
+        },)+]
+    };
+}
+
+use Act::{Exit, Mute, Panic, PowerOff, Reboot};
+use Capability as C;
+use Need::{Can, Does, Has, Says};
+use Part::{Agent, Console, Mounts, Network};
+use Word::{ButtonOnly, Deaf, FailingLaunch, SlowLaunch};
+
+/// Every trial.
+pub const TRIALS: &[Trial] = trials![
+    lifecycle::starts_stops_and_starts_again [Has(Agent)],
+    lifecycle::a_second_start_is_already_so [],
+    lifecycle::of_two_starts_at_once_one_wins [],
+    lifecycle::a_stopped_vm_is_stopped_and_killed_already [],
+    lifecycle::two_kills_at_once_both_succeed [],
+    lifecycle::stops_by_the_agent_and_says_so [Has(Agent)],
+    lifecycle::stops_by_the_power_button_and_says_so [Can(C::PowerButton), Says(ButtonOnly)],
+    lifecycle::a_stop_that_times_out_leaves_it_running [Says(Deaf)],
+    lifecycle::a_forced_stop_kills_after_its_timeout [Says(Deaf)],
+    lifecycle::a_kill_ends_a_launch [Says(SlowLaunch)],
+    lifecycle::a_failed_launch_is_told_and_can_be_mended [Says(FailingLaunch)],
+    lifecycle::a_stop_that_races_a_start_leaves_order [],
+    lifecycle::restarts [Has(Agent)],
+    lifecycle::a_restart_starts_what_is_stopped [],
+    lifecycle::a_reboot_of_the_guest_keeps_it_running [Can(C::RebootTold), Does(Reboot), Has(Agent)],
+    lifecycle::a_guest_that_powers_off_is_stopped [Can(C::ShutdownTold), Does(PowerOff)],
+    lifecycle::a_panic_is_told_and_nothing_is_killed [Does(Panic)],
+    lifecycle::a_hypervisor_that_ends_is_failed_with_its_last_words [Does(Exit)],
+    lifecycle::a_killed_hypervisor_is_failed_with_the_signal [],
+    lifecycle::every_change_of_state_is_told_in_order [Has(Agent)],
+    lifecycle::ready_none_is_ready_at_once [],
+    lifecycle::ready_by_a_serial_marker [Can(C::SerialLog), Has(Console)],
+    lifecycle::futures_dropped_midway_leave_order [],
+    keepers::a_killed_keeper_is_replaced_and_nothing_stops [Can(C::Adoption)],
+    keepers::a_terminated_keeper_leaves_its_vm_running [Can(C::Adoption)],
+    keepers::a_command_outlives_the_keeper [Can(C::Adoption), Has(Agent)],
+    keepers::stops_after_the_keeper_was_killed [Can(C::Adoption), Has(Agent)],
+    keepers::a_hypervisor_killed_without_a_keeper_is_failed [Can(C::Adoption)],
+    keepers::a_power_off_without_a_keeper_is_stopped [Can(C::Adoption), Can(C::ShutdownTold), Does(PowerOff)],
+    keepers::a_restart_of_the_computer_is_stopped [],
+    keepers::a_silent_agent_is_told_and_nothing_is_killed [Does(Mute), Has(Agent)],
+    keepers::a_vm_is_removed_after_its_keeper_was_killed [Can(C::Adoption)],
+    changes::a_running_vm_is_removed_by_force_only [],
+    changes::a_protected_vm_is_not_removed [],
+    changes::renames_what_is_stopped [],
+    changes::a_spec_changed_while_it_runs_is_applied_at_the_next_start [Has(Agent)],
+    changes::a_name_is_taken_once [],
+    changes::bad_input_is_refused_and_leaves_nothing [],
+    changes::a_cancelled_create_leaves_nothing [],
+    changes::two_creates_at_once_make_one_vm [],
+    changes::a_port_in_use_is_told_before_anything_starts [Can(C::PortForward), Has(Network)],
+    absence::what_a_driver_lacks_is_refused_by_its_field [],
+    inside::commands_give_their_codes [Has(Agent)],
+    inside::ten_megabytes_pass_through_a_command_whole [Has(Agent)],
+    inside::a_copy_does_not_starve_a_command [Has(Agent)],
+    inside::copies_keep_modes_times_and_links [Has(Agent)],
+    inside::addresses_are_known [Has(Agent), Has(Network)],
+    inside::the_console_is_in_the_serial_log [Can(C::SerialLog), Has(Console), Has(Agent)],
+    inside::forwards_reach_the_guest [Can(C::PortForward), Has(Network), Has(Agent)],
+    inside::figures_are_sane [Has(Agent)],
+    inside::a_data_disk_is_mounted_and_kept [Can(C::Disks), Has(Mounts), Has(Agent)],
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = TRIALS.iter().map(|trial| trial.name).collect();
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        assert_eq!(names.len(), before);
+    }
+}
