@@ -97,9 +97,10 @@ impl Trial {
             Need::Can(capability) => lacks(report, *capability)
                 .map(|why| format!("the driver can't do {}: {why}", capability.as_str())),
             Need::Has(part) => guest.has(*part).err(),
-            Need::Says(word) => {
-                guest.words(*word).is_none().then(|| format!("this guest can't be told to be {word:?}"))
-            }
+            Need::Says(word) => guest
+                .words(*word)
+                .is_none()
+                .then(|| format!("this guest can't be told to be {word:?}")),
             Need::Does(act) => guest.can(*act).err(),
         })
     }
@@ -107,7 +108,11 @@ impl Trial {
 
 /// Tells why a driver can't do something; none if it can.
 pub fn lacks(report: &DriverReport, capability: Capability) -> Option<String> {
-    match report.capabilities.iter().find(|entry| entry.capability == capability) {
+    match report
+        .capabilities
+        .iter()
+        .find(|entry| entry.capability == capability)
+    {
         Some(entry) => entry.lacking.clone(),
         None => Some("it does not speak of it".to_owned()),
     }
