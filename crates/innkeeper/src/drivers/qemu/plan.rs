@@ -288,10 +288,10 @@ fn channels(
 
 /// Returns the counter rate that the kernel must be told.
 ///
-/// An emulated microvm has no clock that a kernel can measure its counter against: it tries with a timer whose ticks come late on a busy
+/// Without KVM's own clock a microvm has none that a kernel can measure its counter against: it tries with a timer whose ticks come late on a busy
 /// host, and when that fails it waits for ever. `check` refuses the machine where the rate is not known.
 pub(super) fn early_khz(board: Board, accelerator: &str, host: &QemuHost) -> Option<u64> {
-    if board == Board::Microvm && accelerator == "tcg" {
+    if board == Board::Microvm && accelerator != "kvm" {
         host.tsc_khz
     } else {
         None
