@@ -280,7 +280,7 @@ fn channels(
         format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT},id=agent-port"),
     );
     if board == Board::Q35 {
-        // The kernel has the driver built in, so that even an early panic is told.
+        // Tells a panic once the guest has its driver loaded (`pvpanic-mmio`, a module in distributions, also drives this ISA device).
         builder.option("-device", "pvpanic");
     }
     Ok(())
