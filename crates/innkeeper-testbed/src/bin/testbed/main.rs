@@ -58,16 +58,21 @@ async fn run(words: &[&str]) -> Result<(), (u8, String)> {
     }
 }
 
-/// Kills this process, as by `kill -9`, when a step of the work begins.
+/// Kills this process, as by `kill -9`, when a step of the work begins; or stops it, for a step named `stop:STEP`.
 struct Deadly {
     step: Option<String>,
 }
 
 impl Progress for Deadly {
     fn report(&self, update: Update<'_>) {
-        if self.step.as_deref() == Some(update.step) {
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        }
+        use rustix::process::{Signal, getpid, kill_process};
+        let signal = match self.step.as_deref() {
+            Some(step) if step == update.step => Signal::KILL,
+            Some(step) if step.strip_prefix("stop:") == Some(update.step) => Signal::STOP,
+            _ => return,
+        };
+        // A process may always signal itself.
+        let _ = kill_process(getpid(), signal);
     }
 }
 

@@ -76,6 +76,10 @@ pub(super) async fn stops_by_the_agent_and_says_so(context: &Context) -> Verdict
     context.ready("polite").await?;
     let outcome = context.host.stop("polite", context.gently()).await?;
     require!(outcome.by == StoppedBy::Agent, "it stopped by {:?}", outcome.by);
+    // A guest that takes no time to power off shows what the manager adds.
+    if context.setup.guest.can(Act::Exit).is_ok() {
+        require!(outcome.elapsed_ms < 1000, "the stop took {} ms", outcome.elapsed_ms);
+    }
     context.expect_state("polite", VmState::Stopped).await.map(drop)
 }
 

@@ -133,7 +133,7 @@ macro_rules! trials {
     };
 }
 
-use Act::{Exit, Mute, Panic, PowerOff, Reboot};
+use Act::{Exit, Hang, Mute, Panic, PowerOff, Reboot};
 use Capability as C;
 use Need::{Can, Does, Has, Says};
 use Part::{Agent, Console, Mounts, Network};
@@ -172,6 +172,7 @@ pub const TRIALS: &[Trial] = trials![
     keepers::a_power_off_without_a_keeper_is_stopped [Can(C::Adoption), Can(C::ShutdownTold), Does(PowerOff)],
     keepers::a_restart_of_the_computer_is_stopped [],
     keepers::a_silent_agent_is_told_and_nothing_is_killed [Does(Mute), Has(Agent)],
+    keepers::a_hypervisor_that_hangs_is_told_stale_and_can_be_killed [Can(C::Adoption), Does(Hang)],
     keepers::a_vm_is_removed_after_its_keeper_was_killed [Can(C::Adoption)],
     changes::a_running_vm_is_removed_by_force_only [],
     changes::a_protected_vm_is_not_removed [],
