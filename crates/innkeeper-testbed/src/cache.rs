@@ -10,7 +10,11 @@ use innkeeper::progress::Silent;
 
 /// Returns the directory that outlives a test run: `INNKEEPER_TEST_CACHE`, else the user's cache directory.
 fn cache_directory() -> PathBuf {
-    let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let path = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     path("INNKEEPER_TEST_CACHE")
         .or_else(|| path("XDG_CACHE_HOME").map(|cache| cache.join("innkeeper-tests")))
         .or_else(|| path("HOME").map(|home| home.join(".cache/innkeeper-tests")))
@@ -30,7 +34,8 @@ pub fn results_directory() -> PathBuf {
 pub async fn lend_tiny(home: &Path) -> Result<(), String> {
     let store = cache_directory().join("store");
     // Private, as the store of an installation must be.
-    fs::create_dir_all(&store).map_err(|error| format!("can't make {}: {error}", store.display()))?;
+    fs::create_dir_all(&store)
+        .map_err(|error| format!("can't make {}: {error}", store.display()))?;
     // The store's own locks make all but one of several tests wait for the build.
     let host = Host::builder()
         .home(&store)
@@ -38,9 +43,12 @@ pub async fn lend_tiny(home: &Path) -> Result<(), String> {
         .from_environment()
         .open()
         .map_err(|error| error.chain().join(": "))?;
-    host.pull_image("tiny", None, &Silent).await.map_err(|error| error.chain().join(": "))?;
+    host.pull_image("tiny", None, &Silent)
+        .await
+        .map_err(|error| error.chain().join(": "))?;
     for directory in ["layers", "images"] {
-        link_files(&store.join(directory), &home.join(directory)).map_err(|error| format!("can't lend the image: {error}"))?;
+        link_files(&store.join(directory), &home.join(directory))
+            .map_err(|error| format!("can't lend the image: {error}"))?;
     }
     Ok(())
 }

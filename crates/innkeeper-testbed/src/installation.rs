@@ -37,7 +37,12 @@ pub struct Opener {
 }
 
 /// Makes the options of a fake driver.
-pub fn fake_options(name: FakeName, programs: Programs, agent: Option<PathBuf>, violations: &Path) -> FakeOptions {
+pub fn fake_options(
+    name: FakeName,
+    programs: Programs,
+    agent: Option<PathBuf>,
+    violations: &Path,
+) -> FakeOptions {
     FakeOptions {
         name,
         program: programs.fake_hypervisor.into(),
@@ -59,14 +64,31 @@ pub fn fake_options(name: FakeName, programs: Programs, agent: Option<PathBuf>, 
 
 impl Installation {
     /// Makes one with these fake drivers, whose breaches of the contract go to a file of its own.
-    pub fn new(programs: Programs, fakes: &[FakeName], agent: Option<PathBuf>) -> std::io::Result<Installation> {
+    pub fn new(
+        programs: Programs,
+        fakes: &[FakeName],
+        agent: Option<PathBuf>,
+    ) -> std::io::Result<Installation> {
         // Sockets need a short path, whatever the directory for temporary files is.
         let directory = tempfile::Builder::new().prefix("ik").tempdir_in("/tmp")?;
         let violations = directory.path().join("violations");
-        let fakes = fakes.iter().map(|name| fake_options(*name, programs, agent.clone(), &violations)).collect();
-        let accel = std::env::var("INNKEEPER_ACCEL").ok().filter(|value| !value.is_empty());
-        let opener = Opener { directory: directory.path().to_owned(), programs, fakes, accel };
-        Ok(Installation { opener, _directory: directory })
+        let fakes = fakes
+            .iter()
+            .map(|name| fake_options(*name, programs, agent.clone(), &violations))
+            .collect();
+        let accel = std::env::var("INNKEEPER_ACCEL")
+            .ok()
+            .filter(|value| !value.is_empty());
+        let opener = Opener {
+            directory: directory.path().to_owned(),
+            programs,
+            fakes,
+            accel,
+        };
+        Ok(Installation {
+            opener,
+            _directory: directory,
+        })
     }
 
     /// Returns what opens its host.
@@ -101,7 +123,8 @@ impl Installation {
 
     /// Returns the breaches of the driver contract so far, one line each.
     pub fn violations(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.opener.directory.join("violations")).unwrap_or_default();
+        let text =
+            std::fs::read_to_string(self.opener.directory.join("violations")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 }
@@ -121,24 +144,37 @@ impl Opener {
 
     fn environment(&self) -> Vec<(String, String)> {
         let mut variables = vec![
-            ("INNKEEPER_HOME".to_owned(), self.home().display().to_string()),
-            ("INNKEEPER_RUNTIME".to_owned(), self.runtime().display().to_string()),
+            (
+                "INNKEEPER_HOME".to_owned(),
+                self.home().display().to_string(),
+            ),
+            (
+                "INNKEEPER_RUNTIME".to_owned(),
+                self.runtime().display().to_string(),
+            ),
             ("PATH".to_owned(), std::env::var("PATH").unwrap_or_default()),
-            (FAKES.to_owned(), serde_json::to_string(&self.fakes).unwrap_or_default()),
+            (
+                FAKES.to_owned(),
+                serde_json::to_string(&self.fakes).unwrap_or_default(),
+            ),
         ];
         if let Some(accel) = &self.accel {
             variables.push(("INNKEEPER_ACCEL".to_owned(), accel.clone()));
         }
         if let Some(libexec) = crate::libexec() {
-            variables.push(("INNKEEPER_LIBEXEC".to_owned(), libexec.display().to_string()));
+            variables.push((
+                "INNKEEPER_LIBEXEC".to_owned(),
+                libexec.display().to_string(),
+            ));
         }
         variables
     }
 
     /// Opens the host; with a boot, as if the computer had been restarted since.
     pub fn open(&self, boot: Option<&str>) -> innkeeper::Result<Host> {
-        std::fs::create_dir_all(self.scratch())
-            .map_err(|error| innkeeper::Error::io(format!("can't make {}", self.scratch().display()), error))?;
+        std::fs::create_dir_all(self.scratch()).map_err(|error| {
+            innkeeper::Error::io(format!("can't make {}", self.scratch().display()), error)
+        })?;
         let mut builder = Host::builder()
             .home(self.home())
             .runtime(self.runtime())
@@ -165,11 +201,15 @@ impl Opener {
 pub fn host_from_environment() -> Result<Host, String> {
     let mut builder = Host::builder();
     if let Ok(text) = std::env::var(FAKES) {
-        let fakes: Vec<FakeOptions> = serde_json::from_str(&text).map_err(|error| format!("{FAKES}: {error}"))?;
+        let fakes: Vec<FakeOptions> =
+            serde_json::from_str(&text).map_err(|error| format!("{FAKES}: {error}"))?;
         for options in fakes {
             builder = builder.driver(Arc::new(FakeDriver::new(options)));
         }
         builder = builder.helper_environment(FAKES, text);
     }
-    builder.from_environment().open().map_err(|error| error.chain().join(": "))
+    builder
+        .from_environment()
+        .open()
+        .map_err(|error| error.chain().join(": "))
 }

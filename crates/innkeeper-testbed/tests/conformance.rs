@@ -17,8 +17,10 @@ use innkeeper::testing::traces::Traces;
 use innkeeper_testbed::{Installation, Programs, agent_program, lend_tiny, results_directory};
 use libtest_mimic::{Arguments, Failed, Trial as Test};
 
-const PROGRAMS: Programs =
-    Programs { testbed: env!("CARGO_BIN_EXE_testbed"), fake_hypervisor: env!("CARGO_BIN_EXE_fake-hypervisor") };
+const PROGRAMS: Programs = Programs {
+    testbed: env!("CARGO_BIN_EXE_testbed"),
+    fake_hypervisor: env!("CARGO_BIN_EXE_fake-hypervisor"),
+};
 
 /// Emulated guests that may run at once.
 const GUESTS_AT_ONCE: usize = 2;
@@ -31,7 +33,12 @@ fn main() {
     for driver in ["fake", "qemu"] {
         tests.extend(TRIALS.iter().map(|trial| test(driver, trial)));
     }
-    tests.extend(TRIALS.iter().filter(|trial| trial.name.contains("lacks")).map(|trial| test("fake-poor", trial)));
+    tests.extend(
+        TRIALS
+            .iter()
+            .filter(|trial| trial.name.contains("lacks"))
+            .map(|trial| test("fake-poor", trial)),
+    );
     libtest_mimic::run(&arguments, tests).exit();
 }
 
@@ -48,7 +55,8 @@ fn test(driver: &'static str, trial: &'static Trial) -> Test {
 
 fn required(driver: &str) -> bool {
     driver.starts_with("fake")
-        || std::env::var("INNKEEPER_REQUIRE_DRIVERS").is_ok_and(|list| list.split([',', ' ']).any(|name| name == driver))
+        || std::env::var("INNKEEPER_REQUIRE_DRIVERS")
+            .is_ok_and(|list| list.split([',', ' ']).any(|name| name == driver))
 }
 
 async fn run(driver: &'static str, trial: &'static Trial) -> Result<(), String> {
@@ -58,8 +66,11 @@ async fn run(driver: &'static str, trial: &'static Trial) -> Result<(), String> 
         "fake-poor" => &[FakeName::FakePoor],
         _ => &[],
     };
-    let installation = Installation::new(PROGRAMS, fakes, agent.clone().ok()).map_err(|error| error.to_string())?;
-    let host = installation.open(None).map_err(|error| error.chain().join(": "))?;
+    let installation = Installation::new(PROGRAMS, fakes, agent.clone().ok())
+        .map_err(|error| error.to_string())?;
+    let host = installation
+        .open(None)
+        .map_err(|error| error.chain().join(": "))?;
     let report = host
         .report()
         .await
@@ -74,13 +85,22 @@ async fn run(driver: &'static str, trial: &'static Trial) -> Result<(), String> 
     };
     if !report.usable {
         let needs: Vec<&str> = report.needs.iter().map(|need| need.what.as_str()).collect();
-        let why = format!("the driver {driver} can't be used here: {}", needs.join(", "));
-        return if required(driver) { Err(why) } else { skip(why, report) };
+        let why = format!(
+            "the driver {driver} can't be used here: {}",
+            needs.join(", ")
+        );
+        return if required(driver) {
+            Err(why)
+        } else {
+            skip(why, report)
+        };
     }
     let (spec, guest): (VmSpec, Box<dyn Guest>) = match driver {
         "qemu" => match lend_tiny(&installation.home()).await {
             Ok(()) => (tiny_spec(), Box::new(TinyGuest)),
-            Err(why) if required(driver) => return Err(format!("the image tiny can't be had: {why}")),
+            Err(why) if required(driver) => {
+                return Err(format!("the image tiny can't be had: {why}"));
+            }
             Err(why) => return skip(format!("the image tiny can't be had: {why}"), report),
         },
         _ => fake_guest(&installation, driver, agent)?,
@@ -88,13 +108,21 @@ async fn run(driver: &'static str, trial: &'static Trial) -> Result<(), String> 
     if let Some(why) = trial.lacking(&report, guest.as_ref()) {
         return skip(why, report);
     }
-    let _turn = (driver == "qemu").then(turn).transpose().map_err(|error| error.to_string())?;
+    let _turn = (driver == "qemu")
+        .then(turn)
+        .transpose()
+        .map_err(|error| error.to_string())?;
     let before = Traces::of(&installation.home(), &installation.runtime());
     let started = Instant::now();
     let judged = judge(trial, &installation, driver, spec, guest).await;
     let mut faults: Vec<String> = judged.err().into_iter().collect();
     faults.extend(before.wait_until_gone().await);
-    faults.extend(installation.violations().into_iter().map(|line| format!("the driver contract was broken: {line}")));
+    faults.extend(
+        installation
+            .violations()
+            .into_iter()
+            .map(|line| format!("the driver contract was broken: {line}")),
+    );
     let elapsed = started.elapsed();
     if faults.is_empty() {
         return record(trial, Outcome::Passed, elapsed, report);
@@ -129,22 +157,35 @@ async fn judge(
         Ok(verdict) => verdict.map_err(|failure| failure.to_string()),
         Err(_) => Err(format!("it did not end within {} s", limit.as_secs())),
     };
-    let logs = if verdict.is_err() { logs(&home) } else { String::new() };
+    let logs = if verdict.is_err() {
+        logs(&home)
+    } else {
+        String::new()
+    };
     let cleared = match tokio::time::timeout(limit, context.clear()).await {
-        Ok(cleared) => cleared.map_err(|failure| format!("what it left can't be removed: {failure}")),
+        Ok(cleared) => {
+            cleared.map_err(|failure| format!("what it left can't be removed: {failure}"))
+        }
         Err(_) => Err("what it left can't be removed in time".to_owned()),
     };
-    verdict.map_err(|failure| format!("{failure}{logs}")).and(cleared)
+    verdict
+        .map_err(|failure| format!("{failure}{logs}"))
+        .and(cleared)
 }
 
 /// The ends of the logs of every VM, for whoever reads of a failure.
 fn logs(home: &std::path::Path) -> String {
     let mut text = String::new();
-    for vm in std::fs::read_dir(home.join("vms")).into_iter().flatten().flatten() {
+    for vm in std::fs::read_dir(home.join("vms"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         for log in ["keeper.log", "vmm.log", "serial.log"] {
             let path = vm.path().join("log").join(log);
             let bytes = std::fs::read(&path).unwrap_or_default();
-            let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(1500)..]).into_owned();
+            let tail =
+                String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(1500)..]).into_owned();
             text.push_str(&format!("\n-- {}\n{tail}", path.display()));
         }
     }
@@ -153,7 +194,12 @@ fn logs(home: &std::path::Path) -> String {
     text
 }
 
-fn record(trial: &Trial, outcome: Outcome, elapsed: Duration, report: DriverReport) -> Result<(), String> {
+fn record(
+    trial: &Trial,
+    outcome: Outcome,
+    elapsed: Duration,
+    report: DriverReport,
+) -> Result<(), String> {
     let directory = results_directory();
     Record::new(trial.name, outcome, elapsed, report)
         .write(&directory)
@@ -181,11 +227,24 @@ fn fake_guest(
     let network = has_address();
     let spec = VmSpec {
         driver: DriverChoice::Named(driver.to_owned()),
-        boot: BootSpec { firmware: None, kernel: Some(kernel), initrd: None, cmdline: None },
+        boot: BootSpec {
+            firmware: None,
+            kernel: Some(kernel),
+            initrd: None,
+            cmdline: None,
+        },
         cpus: 1,
         memory: Bytes::mib(64),
-        ready: Some(if agent.is_ok() { ReadyWhen::Agent } else { ReadyWhen::None }),
-        networks: if network.is_ok() { VmSpec::default().networks } else { Vec::new() },
+        ready: Some(if agent.is_ok() {
+            ReadyWhen::Agent
+        } else {
+            ReadyWhen::None
+        }),
+        networks: if network.is_ok() {
+            VmSpec::default().networks
+        } else {
+            Vec::new()
+        },
         ..VmSpec::default()
     };
     let guest = FakeGuest {
@@ -201,17 +260,29 @@ fn fake_guest(
 fn has_address() -> Result<(), String> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(|error| error.to_string())?;
     // Connecting a datagram socket sends nothing: it only chooses the address that would be sent from.
-    socket.connect("192.0.2.1:9").map_err(|error| format!("this computer has no address but loopback: {error}"))
+    socket
+        .connect("192.0.2.1:9")
+        .map_err(|error| format!("this computer has no address but loopback: {error}"))
 }
 
 /// Waits for one of the few places for guests, which are counted across processes by locks.
 fn turn() -> std::io::Result<File> {
     let user = rustix::process::geteuid().as_raw();
-    let open = |place| File::options().create(true).truncate(false).write(true).open(format!("/tmp/ik-guests-{user}-{place}"));
-    let places = (0..GUESTS_AT_ONCE).map(open).collect::<std::io::Result<Vec<File>>>()?;
+    let open = |place| {
+        File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(format!("/tmp/ik-guests-{user}-{place}"))
+    };
+    let places = (0..GUESTS_AT_ONCE)
+        .map(open)
+        .collect::<std::io::Result<Vec<File>>>()?;
     loop {
         for place in &places {
-            if rustix::fs::flock(place, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            if rustix::fs::flock(place, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+                .is_ok()
+            {
                 return place.try_clone();
             }
         }

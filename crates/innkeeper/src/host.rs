@@ -96,7 +96,11 @@ impl HostBuilder {
     }
 
     /// Adds a variable to the environment of keepers: settings that the helper reads, for programs that bring drivers of their own.
-    pub fn helper_environment(mut self, name: impl Into<String>, value: impl Into<OsString>) -> Self {
+    pub fn helper_environment(
+        mut self,
+        name: impl Into<String>,
+        value: impl Into<OsString>,
+    ) -> Self {
         self.helper_environment.push((name.into(), value.into()));
         self
     }

@@ -18,8 +18,6 @@ use crate::spec::{Arch, DiskFormat};
 pub(crate) enum Way {
     /// From the store if it is there.
     Ensure,
-    /// Downloaded anew.
-    Pull,
     /// Built anew.
     Build,
 }
@@ -58,7 +56,6 @@ impl Engine {
         let work = async {
             match way {
                 Way::Ensure => store.ensure(reference, arch, &inputs, sink).await,
-                Way::Pull => store.pull(reference, arch, &inputs, sink).await,
                 Way::Build => store.build(reference, arch, &inputs, sink).await,
             }
         };

@@ -9,7 +9,7 @@ use super::recover::{self, Found};
 use crate::clock::timestamp;
 use crate::error::Result;
 use crate::keeper::{Live, describe};
-use crate::machine::Power;
+use crate::machine::{Operation, Power, Readiness, word};
 use crate::store::Bundle;
 
 /// How long a VM may be between two owners before what is told of it counts as old.
@@ -67,12 +67,13 @@ impl Engine {
         for (bundle, look) in running.iter().zip(looks) {
             told.push(self.describe_or_say_why(bundle, look));
         }
-        told.extend(
-            self.root
-                .being_created()?
-                .into_iter()
-                .map(|name| blank(name, VmState::Creating, None)),
-        );
+        told.extend(self.root.being_created()?.into_iter().map(|name| {
+            blank(
+                name,
+                word(Operation::Creating, &Power::Stopped, Readiness::NotReady),
+                None,
+            )
+        }));
         told.retain(|info| {
             info.state == VmState::Creating || self.root.bundle_at(&info.name).directory().exists()
         });

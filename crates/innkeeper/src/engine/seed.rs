@@ -96,7 +96,13 @@ fn mount(fields: &[String]) -> Option<SeedMount> {
 mod tests {
     #[test]
     fn the_seed_puts_the_agent_where_its_unit_looks_for_it() {
-        assert_eq!(innkeeper_image::AGENT_PATH, innkeeper_agent::unit::AGENT_PATH);
-        assert_eq!(innkeeper_image::AGENT_UNIT, innkeeper_agent::unit::UNIT_NAME);
+        assert_eq!(
+            innkeeper_image::AGENT_PATH,
+            innkeeper_agent::unit::AGENT_PATH
+        );
+        assert_eq!(
+            innkeeper_image::AGENT_UNIT,
+            innkeeper_agent::unit::UNIT_NAME
+        );
     }
 }

@@ -40,8 +40,6 @@ pub(crate) struct Choice {
     pub driver: String,
     /// The machine type to pin.
     pub machine: String,
-    /// How it came about.
-    pub explanation: Explanation,
 }
 
 impl Engine {
@@ -56,11 +54,7 @@ impl Engine {
     ) -> Result<Choice> {
         let (choice, explanation) = self.weigh(bundle, identity, spec).await?;
         match choice {
-            Some((driver, machine)) => Ok(Choice {
-                driver,
-                machine,
-                explanation,
-            }),
+            Some((driver, machine)) => Ok(Choice { driver, machine }),
             None => Err(refusal(bundle.name(), &explanation)),
         }
     }

@@ -1,5 +1,6 @@
 //! SSH into guests: the installation's key, and what OpenSSH's client is told.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use innkeeper_api::{ErrorKind, VmInfo};
@@ -12,6 +13,12 @@ impl Engine {
     pub(crate) fn public_key(&self) -> Result<String> {
         let key = self.ssh_key().0;
         if !key.exists() {
+            let directory = self.root.home().join("ssh");
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&directory)
+                .map_err(|error| Error::io(format!("can't make {}", directory.display()), error))?;
             innkeeper_image::ssh::generate_ed25519(&key, "innkeeper")?;
         }
         let public = PathBuf::from(format!("{}.pub", key.display()));

@@ -85,7 +85,7 @@ pub(crate) struct Context {
 
 /// What comes back from work that was done beside the actor.
 enum News {
-    Launched(Result<(Running, Identity)>),
+    Launched(Box<Result<(Running, Identity)>>),
     Asked(StoppedBy),
     /// Of the agent of a run: what is left of an earlier run must not be taken for news of this one.
     Agent(u64, AgentNews),
@@ -383,7 +383,7 @@ impl Actor {
                         let config = configure(&bundle, &identity, &spec, sockets, ssh_port)?;
                         Ok((driver.launch(&config).await?, identity))
                     };
-                    let _ = news.send(News::Launched(launch.await));
+                    let _ = news.send(News::Launched(Box::new(launch.await)));
                 }));
             }
         }
@@ -743,7 +743,7 @@ impl Actor {
 
     fn take_news(&mut self, news: News) {
         match news {
-            News::Launched(result) if self.launching.is_some() => self.launched(result),
+            News::Launched(result) if self.launching.is_some() => self.launched(*result),
             // It was killed meanwhile.
             News::Launched(_) => {}
             News::Asked(by) => {
@@ -909,7 +909,14 @@ impl Actor {
         self.live = Live::off(power, Some(timestamp()));
         self.facts = Facts::default();
         self.applied = None;
-        if let Err(error) = self.record_end() {
+        let again = std::mem::take(&mut self.restart) && matches!(self.live.power, Power::Stopped);
+        // A keeper that goes on keeps the directory of its own socket.
+        let recorded = if again {
+            self.context.bundle.end_run(&self.how_it_is())
+        } else {
+            self.record_end()
+        };
+        if let Err(error) = recorded {
             self.say(&format!(
                 "can't record the end of the run: {}",
                 error.chain().join(": ")
@@ -917,13 +924,13 @@ impl Actor {
         }
         self.note_state(before);
         let ending = self.ending.take();
-        let again = std::mem::take(&mut self.restart) && matches!(self.live.power, Power::Stopped);
         if again {
+            self.answer_when_started(ending);
             self.launch();
-        } else {
-            // From here on the VM is anybody's: nothing of it may be touched any more.
-            self.lock = None;
+            return self.publish();
         }
+        // From here on the VM is anybody's: nothing of it may be touched any more.
+        self.lock = None;
         self.publish();
         if let Some(ending) = ending {
             let outcome = StopOutcome {
@@ -942,19 +949,44 @@ impl Actor {
         }
     }
 
-    fn record_end(&mut self) -> Result<()> {
-        let recorded = RecordedPower {
+    /// Whoever asked for a restart is answered when the new run has begun, or could not.
+    fn answer_when_started(&mut self, ending: Option<Ending>) {
+        let Some(ending) = ending else { return };
+        let outcome = StopOutcome {
+            by: ending.by,
+            elapsed_ms: u64::try_from(ending.asked.elapsed().as_millis()).unwrap_or(u64::MAX),
+        };
+        for waiter in ending.waiters {
+            let outcome = outcome.clone();
+            let (started, answer) = oneshot::channel();
+            self.starters.push(started);
+            tokio::spawn(async move {
+                let result = match answer.await {
+                    Ok(started) => started.map(|_| outcome),
+                    Err(_) => Err(Error::new(ErrorKind::Unreachable, "the keeper is ending")),
+                };
+                // The asker may have gone away.
+                let _ = waiter.send(result);
+            });
+        }
+    }
+
+    fn how_it_is(&self) -> RecordedPower {
+        RecordedPower {
             failed: match &self.live.power {
                 Power::Failed(reason) => Some(reason.clone()),
                 _ => None,
             },
             since: self.live.since.clone().unwrap_or_else(timestamp),
-        };
+        }
+    }
+
+    fn record_end(&mut self) -> Result<()> {
         recover::settle(
             &self.context.root,
             &self.context.bundle,
             &self.context.identity,
-            &recorded,
+            &self.how_it_is(),
         )
     }
 

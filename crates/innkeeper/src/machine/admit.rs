@@ -39,17 +39,11 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
     match operation {
         Operation::None => {}
         Operation::Creating => return denied("it is still being created", None),
-        Operation::Deleting if matches!(request, Request::Remove { .. }) => {
-            return Decision::Enqueue;
-        }
-        Operation::Deleting => return denied("it is being removed", None),
     }
     match (request, power) {
         (Request::Start, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
-        (Request::Start, Power::Starting | Power::Running | Power::Resuming) => Decision::AlreadySo,
-        (Request::Start, Power::Paused | Power::Pausing) => {
-            denied("it is paused, not stopped", None)
-        }
+        (Request::Start, Power::Starting | Power::Running) => Decision::AlreadySo,
+        (Request::Start, Power::Paused) => denied("it is paused, not stopped", None),
         (Request::Start, Power::Stopping) => denied(
             "it is stopping",
             Some("wait until it is stopped, or use `inn restart`"),
@@ -60,14 +54,14 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
             "it is still starting",
             Some("wait for it, or use `inn kill`"),
         ),
-        (Request::Stop, Power::Pausing | Power::Paused | Power::Resuming) => denied(
+        (Request::Stop, Power::Paused) => denied(
             "it is paused, so the guest can't follow",
             Some("use `inn kill`"),
         ),
         (Request::Stop, Power::Running | Power::Stopping) => Decision::Enqueue,
         (Request::Kill, _) => Decision::Enqueue,
 
-        (Request::Restart, Power::Starting | Power::Pausing | Power::Paused | Power::Resuming) => {
+        (Request::Restart, Power::Starting | Power::Paused) => {
             denied("it does not run", Some("use `inn kill` and `inn start`"))
         }
         (Request::Restart, _) => Decision::Enqueue,
@@ -91,12 +85,10 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
 mod tests {
     use super::*;
 
-    const LIVE: [Power; 6] = [
+    const LIVE: [Power; 4] = [
         Power::Starting,
         Power::Running,
-        Power::Pausing,
         Power::Paused,
-        Power::Resuming,
         Power::Stopping,
     ];
 

@@ -1,14 +1,13 @@
 //! What a VM may be asked when, and what word says where it is. Pure: three small tables, no IO, no time.
 //!
 //! ```text
-//!            start                 launched                pause            paused
-//!  stopped ───────► starting ─────────────► running ─────────────► pausing ───────► paused
-//!     ▲  ▲             │                     │  ▲ ▲                                   │
-//!     │  │ gone        │ gone unasked        │  │ └────────── resumed ── resuming ◄───┘ resume
-//!     │  └─────────────┼──── stopping ◄──────┘  │
-//!     │      gone      ▼        │  stop         │
-//!     └── (start) ── failed     └───────────────┘
-//!                   (reason)      gave up waiting
+//!            start                 launched                  paused
+//!  stopped ───────► starting ─────────────► running ◄──────────────────► paused
+//!     ▲  ▲             │                     │   ▲       resumed
+//!     │  │ gone        │ gone unasked   stop │   │ gave up waiting
+//!     │  └─────────────┼──── stopping ◄──────┘   │
+//!     │                ▼        └────────────────┘
+//!     └── (start) ── failed(reason)
 //! ```
 //!
 //! *Power* is what the hypervisor's events say ([`Power::next`]). *Operation* is what is being done to the bundle. *Readiness* is what the

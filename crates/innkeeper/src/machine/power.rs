@@ -9,12 +9,8 @@ pub enum Power {
     Starting,
     /// It runs the guest.
     Running,
-    /// It was asked to stop the CPUs.
-    Pausing,
     /// The CPUs stand still.
     Paused,
-    /// It was asked to let the CPUs run again.
-    Resuming,
     /// The guest was asked to power off.
     Stopping,
     /// It ended unasked, or could not be launched.
@@ -32,12 +28,8 @@ pub enum PowerEvent {
     StopAsked,
     /// We gave up waiting for the guest to power off.
     StopGivenUp,
-    /// We asked it to stop the CPUs.
-    PauseAsked,
     /// The CPUs stand still.
     Paused,
-    /// We asked it to let the CPUs run.
-    ResumeAsked,
     /// The CPUs run again.
     Resumed,
     /// It is gone, as it should: the guest powered off, or we ended it.
@@ -55,10 +47,8 @@ impl Power {
             (Power::Starting, On::Launched) => Power::Running,
             (Power::Running | Power::Paused, On::StopAsked) => Power::Stopping,
             (Power::Stopping, On::StopGivenUp) => Power::Running,
-            (Power::Running, On::PauseAsked) => Power::Pausing,
-            (Power::Running | Power::Pausing | Power::Starting, On::Paused) => Power::Paused,
-            (Power::Paused, On::ResumeAsked) => Power::Resuming,
-            (Power::Paused | Power::Pausing | Power::Resuming, On::Resumed) => Power::Running,
+            (Power::Running | Power::Starting, On::Paused) => Power::Paused,
+            (Power::Paused, On::Resumed) => Power::Running,
             (Power::Stopped | Power::Failed(_), On::Gone | On::Broke(_)) => return None,
             (_, On::Gone) => Power::Stopped,
             (_, On::Broke(reason)) => Power::Failed(reason),
@@ -83,9 +73,7 @@ mod tests {
             Just(PowerEvent::Launched),
             Just(PowerEvent::StopAsked),
             Just(PowerEvent::StopGivenUp),
-            Just(PowerEvent::PauseAsked),
             Just(PowerEvent::Paused),
-            Just(PowerEvent::ResumeAsked),
             Just(PowerEvent::Resumed),
             Just(PowerEvent::Gone),
             Just(PowerEvent::Broke("it broke".to_owned())),

@@ -11,8 +11,6 @@ pub enum Operation {
     None,
     /// It is being made.
     Creating,
-    /// It is being removed.
-    Deleting,
 }
 
 /// Whether the guest is ready as its spec's `ready` says.
@@ -28,14 +26,11 @@ pub enum Readiness {
 pub fn word(operation: Operation, power: &Power, readiness: Readiness) -> VmState {
     match (operation, power, readiness) {
         (Operation::Creating, ..) => VmState::Creating,
-        (Operation::Deleting, ..) => VmState::Deleting,
         (_, Power::Stopped, _) => VmState::Stopped,
         (_, Power::Starting, _) => VmState::Starting,
         (_, Power::Running, Readiness::NotReady) => VmState::Running,
         (_, Power::Running, Readiness::Ready) => VmState::Ready,
-        (_, Power::Pausing, _) => VmState::Pausing,
         (_, Power::Paused, _) => VmState::Paused,
-        (_, Power::Resuming, _) => VmState::Resuming,
         (_, Power::Stopping, _) => VmState::Stopping,
         (_, Power::Failed(_), _) => VmState::Failed,
     }

@@ -79,11 +79,6 @@ impl Bundle {
         FileLock::try_take(&self.path("lock"))
     }
 
-    /// Says whether a keeper, or a command, has the VM's lock.
-    pub fn is_held(&self) -> Result<bool> {
-        is_locked(&self.path("lock"))
-    }
-
     /// Says whether a hypervisor of this VM lives, whatever became of its keeper.
     pub fn hypervisor_lives(&self) -> Result<bool> {
         is_locked(&self.path("run/vmm.lock"))

@@ -46,7 +46,7 @@ impl Root {
         let canonical = fs::canonicalize(home)
             .map_err(|error| Error::io(format!("can't open {}", home.display()), error))?;
         // Two installations of one user must not meet in the runtime directory.
-        let sockets = runtime.join(&short_hash(canonical.as_os_str().as_encoded_bytes()));
+        let sockets = runtime.join(short_hash(canonical.as_os_str().as_encoded_bytes()));
         let longest = sockets.join("0123456789abcdef").join("serial0.sock");
         if longest.as_os_str().len() > LONGEST_SOCKET_PATH {
             return Err(Error::new(

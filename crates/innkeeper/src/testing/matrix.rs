@@ -44,9 +44,17 @@ pub enum Outcome {
 
 impl Record {
     /// Makes the record of a trial that has just ended.
-    pub fn new(trial: &str, outcome: Outcome, elapsed: std::time::Duration, report: DriverReport) -> Self {
+    pub fn new(
+        trial: &str,
+        outcome: Outcome,
+        elapsed: std::time::Duration,
+        report: DriverReport,
+    ) -> Self {
         // What only the driver reads is not for a page.
-        let report = DriverReport { details: serde_json::Value::Null, ..report };
+        let report = DriverReport {
+            details: serde_json::Value::Null,
+            ..report
+        };
         Record {
             trial: trial.to_owned(),
             driver: report.driver.clone(),
@@ -64,7 +72,9 @@ impl Record {
         let text = serde_json::to_vec_pretty(self).map_err(std::io::Error::from)?;
         let file = tempfile::NamedTempFile::new_in(directory)?;
         std::fs::write(file.path(), text)?;
-        file.persist(directory.join(format!("{}--{}.json", self.driver, self.trial))).map(drop).map_err(|error| error.error)
+        file.persist(directory.join(format!("{}--{}.json", self.driver, self.trial)))
+            .map(drop)
+            .map_err(|error| error.error)
     }
 }
 
@@ -73,11 +83,17 @@ pub fn read(directory: &Path) -> std::io::Result<Vec<Record>> {
     let mut records = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
-            records.push(serde_json::from_slice(&std::fs::read(path)?).map_err(std::io::Error::from)?);
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
+            records
+                .push(serde_json::from_slice(&std::fs::read(path)?).map_err(std::io::Error::from)?);
         }
     }
-    records.sort_by(|one: &Record, other: &Record| (&one.driver, &one.trial).cmp(&(&other.driver, &other.trial)));
+    records.sort_by(|one: &Record, other: &Record| {
+        (&one.driver, &one.trial).cmp(&(&other.driver, &other.trial))
+    });
     Ok(records)
 }
 
@@ -92,14 +108,24 @@ pub fn page(records: &[Record]) -> String {
         hosts.insert(&record.host);
     }
     let drivers: Vec<&str> = reports.keys().copied().collect();
-    let mut page = String::from("# Drivers\n\nMade by `cargo xtask docs` from what the conformance trials showed; not written by hand.\n\n");
-    let day = records.iter().map(|record| record.time.get(..10).unwrap_or_default()).max().unwrap_or("never");
+    let mut page = String::from(
+        "# Drivers\n\nMade by `cargo xtask docs` from what the conformance trials showed; not written by hand.\n\n",
+    );
+    let day = records
+        .iter()
+        .map(|record| record.time.get(..10).unwrap_or_default())
+        .max()
+        .unwrap_or("never");
     let hosts: Vec<&str> = hosts.iter().map(|host| host.as_str()).collect();
     let _ = writeln!(page, "Last run: {day}, on {}.\n", hosts.join(", "));
     for (name, report) in &reports {
         let version = report.version.as_deref().unwrap_or("of unknown version");
         let accel = report.accel.as_deref().unwrap_or("nothing");
-        let _ = writeln!(page, "- `{name}` {version}, CPUs run by {accel}{}", notes(report));
+        let _ = writeln!(
+            page,
+            "- `{name}` {version}, CPUs run by {accel}{}",
+            notes(report)
+        );
     }
     page.push_str(
         "\nThe drivers `fake` and `fake-poor` are doubles for tests: they run no guest and are not in the product. What Apple's \
@@ -108,14 +134,35 @@ pub fn page(records: &[Record]) -> String {
     page.push_str("\n## Capabilities\n\n");
     page.push_str("*passed*: every trial that needs it was passed. *claimed*: the driver says so, and no trial needs it yet.\n\n");
     let head = |page: &mut String, first: &str| {
-        let names: Vec<String> = drivers.iter().map(|driver| format!(" {driver} |")).collect();
-        let _ = writeln!(page, "| {first} |{}\n|---|{}", names.concat(), "---|".repeat(drivers.len()));
+        let names: Vec<String> = drivers
+            .iter()
+            .map(|driver| format!(" {driver} |"))
+            .collect();
+        let _ = writeln!(
+            page,
+            "| {first} |{}\n|---|{}",
+            names.concat(),
+            "---|".repeat(drivers.len())
+        );
     };
     head(&mut page, "capability");
     for capability in Capability::ALL {
-        let cells: Vec<String> =
-            drivers.iter().map(|driver| format!(" {} |", capability_cell(*capability, driver, &reports, &outcomes))).collect();
-        let _ = writeln!(page, "| `{}` {} |{}", capability.as_str(), capability.describe(), cells.concat());
+        let cells: Vec<String> = drivers
+            .iter()
+            .map(|driver| {
+                format!(
+                    " {} |",
+                    capability_cell(*capability, driver, &reports, &outcomes)
+                )
+            })
+            .collect();
+        let _ = writeln!(
+            page,
+            "| `{}` {} |{}",
+            capability.as_str(),
+            capability.describe(),
+            cells.concat()
+        );
     }
     page.push_str("\n## Trials\n\n");
     head(&mut page, "trial");
@@ -129,13 +176,22 @@ pub fn page(records: &[Record]) -> String {
                 Some(Outcome::Skipped(why)) => format!(" not run: {} |", cell(why)),
             })
             .collect();
-        let _ = writeln!(page, "| {} |{}", trial.name.replace('_', " "), cells.concat());
+        let _ = writeln!(
+            page,
+            "| {} |{}",
+            trial.name.replace('_', " "),
+            cells.concat()
+        );
     }
     page
 }
 
 fn notes(report: &DriverReport) -> String {
-    if report.notes.is_empty() { String::new() } else { format!(" ({})", cell(&report.notes.join("; "))) }
+    if report.notes.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", cell(&report.notes.join("; ")))
+    }
 }
 
 /// A text that does not end its cell.
@@ -149,7 +205,10 @@ fn capability_cell(
     reports: &BTreeMap<&str, &DriverReport>,
     outcomes: &BTreeMap<(&str, &str), &Outcome>,
 ) -> String {
-    let entry = reports[driver].capabilities.iter().find(|entry| entry.capability == capability);
+    let entry = reports[driver]
+        .capabilities
+        .iter()
+        .find(|entry| entry.capability == capability);
     match entry {
         None => return "not told".to_owned(),
         Some(entry) => {
@@ -158,11 +217,21 @@ fn capability_cell(
             }
         }
     }
-    let needing = TRIALS.iter().filter(|trial| trial.needs.contains(&Need::Can(capability)));
-    let told: Vec<&&Outcome> = needing.filter_map(|trial| outcomes.get(&(trial.name, driver))).collect();
-    if told.iter().any(|outcome| matches!(outcome, Outcome::Failed(_))) {
+    let needing = TRIALS
+        .iter()
+        .filter(|trial| trial.needs.contains(&Need::Can(capability)));
+    let told: Vec<&&Outcome> = needing
+        .filter_map(|trial| outcomes.get(&(trial.name, driver)))
+        .collect();
+    if told
+        .iter()
+        .any(|outcome| matches!(outcome, Outcome::Failed(_)))
+    {
         "**failed**".to_owned()
-    } else if told.iter().any(|outcome| matches!(outcome, Outcome::Passed)) {
+    } else if told
+        .iter()
+        .any(|outcome| matches!(outcome, Outcome::Passed))
+    {
         "passed".to_owned()
     } else {
         "claimed".to_owned()
@@ -195,7 +264,15 @@ mod tests {
             details: serde_json::Value::Null,
         };
         let host = "linux x86_64".to_owned();
-        Record { trial: trial.to_owned(), driver: driver.to_owned(), outcome, elapsed_ms: 1, report, host, time: "2026-11-21T00:00:00Z".to_owned() }
+        Record {
+            trial: trial.to_owned(),
+            driver: driver.to_owned(),
+            outcome,
+            elapsed_ms: 1,
+            report,
+            host,
+            time: "2026-11-21T00:00:00Z".to_owned(),
+        }
     }
 
     #[test]
@@ -203,7 +280,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let adopted = "a_killed_keeper_is_replaced_and_nothing_stops";
         let records = [
-            record("commands_give_their_codes", "one", Outcome::Skipped("no agent".to_owned())),
+            record(
+                "commands_give_their_codes",
+                "one",
+                Outcome::Skipped("no agent".to_owned()),
+            ),
             record(adopted, "one", Outcome::Passed),
             record(adopted, "two", Outcome::Failed("it stopped".to_owned())),
         ];
@@ -215,8 +296,16 @@ mod tests {
         read.sort_by_key(|record| records.iter().position(|other| other == record));
         assert_eq!(read, records);
         let page = page(&records);
-        let line = |start: &str| page.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
-        assert!(line("| `adoption`").ends_with("| passed | **failed** |"), "{page}");
+        let line = |start: &str| {
+            page.lines()
+                .find(|line| line.starts_with(start))
+                .unwrap_or_default()
+                .to_owned()
+        };
+        assert!(
+            line("| `adoption`").ends_with("| passed | **failed** |"),
+            "{page}"
+        );
         assert!(line("| `sandbox`").ends_with("| no: no \\| here | no: no \\| here |"));
         assert!(line("| `entropy`").ends_with("| claimed | claimed |"));
         assert!(line("| commands give their codes").ends_with("| not run: no agent | not run |"));

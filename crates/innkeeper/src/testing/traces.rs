@@ -25,7 +25,11 @@ impl Traces {
         let mut files = BTreeSet::new();
         collect(home, home, &mut files);
         collect(runtime, runtime, &mut files);
-        Traces { home: home.to_owned(), runtime: runtime.to_owned(), files }
+        Traces {
+            home: home.to_owned(),
+            runtime: runtime.to_owned(),
+            files,
+        }
     }
 
     /// Waits until nothing is there but what was noted; returns what stays, a line each.
@@ -37,7 +41,11 @@ impl Traces {
                 .difference(&self.files)
                 .map(|path| format!("left behind: {}", path.display()))
                 .collect();
-            left.extend(processes(&self.home).into_iter().map(|process| format!("left running: {process}")));
+            left.extend(
+                processes(&self.home)
+                    .into_iter()
+                    .map(|process| format!("left running: {process}")),
+            );
             if left.is_empty() || started.elapsed() > GRACE {
                 return left;
             }
@@ -47,7 +55,9 @@ impl Traces {
 }
 
 fn collect(root: &Path, directory: &Path, files: &mut BTreeSet<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         let relative = path.strip_prefix(root).unwrap_or(&path);
@@ -73,24 +83,37 @@ pub fn processes(home: &Path) -> Vec<String> {
     let needle = home.as_os_str().as_bytes();
     let mentions = |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
     let own = std::process::id().to_string();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()) && **name != own) else { continue };
+        let Some(pid) = name
+            .to_str()
+            .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()) && **name != own)
+        else {
+            continue;
+        };
         let process = entry.path();
         let arguments = std::fs::read(process.join("cmdline")).unwrap_or_default();
         let knows = mentions(&arguments)
-            || std::fs::read(process.join("environ")).is_ok_and(|environment| mentions(&environment))
-            || std::fs::read_link(process.join("cwd")).is_ok_and(|path| mentions(path.as_os_str().as_bytes()))
+            || std::fs::read(process.join("environ"))
+                .is_ok_and(|environment| mentions(&environment))
+            || std::fs::read_link(process.join("cwd"))
+                .is_ok_and(|path| mentions(path.as_os_str().as_bytes()))
             || std::fs::read_dir(process.join("fd")).is_ok_and(|descriptors| {
-                descriptors
-                    .flatten()
-                    .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| mentions(path.as_os_str().as_bytes())))
+                descriptors.flatten().any(|fd| {
+                    std::fs::read_link(fd.path())
+                        .is_ok_and(|path| mentions(path.as_os_str().as_bytes()))
+                })
             });
         if knows {
             let words = String::from_utf8_lossy(&arguments).replace('\0', " ");
-            found.push(format!("{pid} {}", words.chars().take(120).collect::<String>()));
+            found.push(format!(
+                "{pid} {}",
+                words.chars().take(120).collect::<String>()
+            ));
         }
     }
     found

@@ -321,8 +321,10 @@ fn watch_signals(set: libc::sigset_t, link: Arc<crate::link::Link>) {
             if unsafe { libc::sigwait(&set, &mut number) } != 0 {
                 return;
             }
+            // What busybox's reboot, halt and poweroff send to process 1 (its init.c), Ctrl-Alt-Del, and a power failure.
             let how = match number {
-                libc::SIGINT => ShutdownKind::Reboot,
+                libc::SIGINT | libc::SIGTERM => ShutdownKind::Reboot,
+                libc::SIGUSR1 => ShutdownKind::Halt,
                 _ => ShutdownKind::Poweroff,
             };
             say("asked to end the run by a signal");

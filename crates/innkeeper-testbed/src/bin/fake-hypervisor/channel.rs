@@ -4,8 +4,8 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use innkeeper_agent::frame::{HEADER_LEN, Header, HeaderError, Kind};
 use innkeeper_agent::message::{AgentEvent, Closing, Reply, Request, ShutdownKind};
@@ -21,7 +21,10 @@ pub(crate) fn start(guest: &Arc<Guest>, hosts: UnixListener, agents: UnixListene
         let mut current: Option<UnixStream> = None;
         while let Ok((stream, _)) = hosts.accept() {
             if current.as_ref().is_some_and(is_open) {
-                broken(&checked.plan, "the agent's channel was opened while it was open");
+                broken(
+                    &checked.plan,
+                    "the agent's channel was opened while it was open",
+                );
             }
             current = stream.try_clone().ok();
             if queue.send(stream).is_err() {
@@ -38,11 +41,17 @@ fn connect(guest: &Arc<Guest>, hosts: &Receiver<UnixStream>, agents: &UnixListen
     while let Ok(host) = hosts.recv() {
         while is_open(&host) {
             // While a guest boots, its host may vanish; then the agent finds its connection closed and comes again.
-            let Ok((agent, _)) = agents.accept() else { return };
+            let Ok((agent, _)) = agents.accept() else {
+                return;
+            };
             if !is_open(&agent) {
                 continue;
             }
-            let (Ok(to_agent), Ok(from_host), Ok(to_host)) = (agent.try_clone(), host.try_clone(), host.try_clone()) else { return };
+            let (Ok(to_agent), Ok(from_host), Ok(to_host)) =
+                (agent.try_clone(), host.try_clone(), host.try_clone())
+            else {
+                return;
+            };
             // Both directions write to the host: whole frames each.
             let to_host = Arc::new(Mutex::new(to_host));
             let answers = to_host.clone();
@@ -70,7 +79,12 @@ fn from_agent(mut agent: UnixStream, host: &Mutex<UnixStream>) -> io::Result<()>
 }
 
 /// Passes the host's frames to the agent until one of them is gone; says whether it is the host.
-fn to_agent_of(guest: &Guest, mut host: UnixStream, answers: &Mutex<UnixStream>, mut agent: UnixStream) -> bool {
+fn to_agent_of(
+    guest: &Guest,
+    mut host: UnixStream,
+    answers: &Mutex<UnixStream>,
+    mut agent: UnixStream,
+) -> bool {
     loop {
         // Waits for either: a frame of the host, or the end of the agent.
         match wait(&host, &agent) {
@@ -84,7 +98,11 @@ fn to_agent_of(guest: &Guest, mut host: UnixStream, answers: &Mutex<UnixStream>,
         if let Some(how) = header.and_then(|header| asks_for_shutdown(&header, &bytes)) {
             let stream = header.map_or(0, |header| header.stream);
             if answer_shutdown(&mut lock(answers), stream, how).is_ok() {
-                guest.shutdown(if how == ShutdownKind::Reboot { Order::Reboot } else { Order::PowerOff });
+                guest.shutdown(if how == ShutdownKind::Reboot {
+                    Order::Reboot
+                } else {
+                    Order::PowerOff
+                });
             }
             continue;
         }
@@ -106,11 +124,20 @@ enum Waited {
 fn wait(host: &UnixStream, agent: &UnixStream) -> Waited {
     use rustix::event::{PollFd, PollFlags, poll};
     loop {
-        let mut set = [PollFd::new(host, PollFlags::IN), PollFd::new(agent, PollFlags::RDHUP)];
+        let mut set = [
+            PollFd::new(host, PollFlags::IN),
+            PollFd::new(agent, PollFlags::RDHUP),
+        ];
         match poll(&mut set, None) {
             Err(rustix::io::Errno::INTR) => continue,
             Err(_) => return Waited::Host,
-            Ok(_) if set[1].revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR) => return Waited::Agent,
+            Ok(_)
+                if set[1]
+                    .revents()
+                    .intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR) =>
+            {
+                return Waited::Agent;
+            }
             Ok(_) if !set[0].revents().is_empty() => return Waited::Host,
             Ok(_) => {}
         }
@@ -126,7 +153,9 @@ fn read_frame(from: &mut UnixStream) -> io::Result<(Option<Header>, Vec<u8>)> {
     let (header, length) = match Header::decode(&fixed) {
         Ok(header) => (Some(header), header.length),
         Err(HeaderError::UnknownKind { length }) => (None, length),
-        Err(HeaderError::Garbage) => return Err(io::Error::new(io::ErrorKind::InvalidData, "out of step")),
+        Err(HeaderError::Garbage) => {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "out of step"));
+        }
     };
     bytes.resize(HEADER_LEN + length as usize, 0);
     from.read_exact(&mut bytes[HEADER_LEN..])?;
@@ -146,14 +175,29 @@ fn asks_for_shutdown(header: &Header, frame: &[u8]) -> Option<ShutdownKind> {
 /// Answers as the agent does: the promise, the end of the stream, the announcement.
 fn answer_shutdown(host: &mut UnixStream, stream: u32, how: ShutdownKind) -> io::Result<()> {
     let mut frames = frame(Kind::Message, stream, serde_json::to_vec(&Reply::Done)?);
-    frames.extend(frame(Kind::Close, stream, serde_json::to_vec(&Closing::Done)?));
-    frames.extend(frame(Kind::Event, 0, serde_json::to_vec(&AgentEvent::Halting { how })?));
+    frames.extend(frame(
+        Kind::Close,
+        stream,
+        serde_json::to_vec(&Closing::Done)?,
+    ));
+    frames.extend(frame(
+        Kind::Event,
+        0,
+        serde_json::to_vec(&AgentEvent::Halting { how })?,
+    ));
     host.write_all(&frames)
 }
 
 fn frame(kind: Kind, stream: u32, payload: Vec<u8>) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-    let mut bytes = Header { kind, channel: 0, stream, length }.encode().to_vec();
+    let mut bytes = Header {
+        kind,
+        channel: 0,
+        stream,
+        length,
+    }
+    .encode()
+    .to_vec();
     bytes.extend(payload);
     bytes
 }

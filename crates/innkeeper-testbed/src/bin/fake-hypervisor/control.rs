@@ -18,7 +18,10 @@ pub(crate) fn start(guest: &Arc<Guest>, listener: UnixListener) {
         let mut current: Option<UnixStream> = None;
         while let Ok((stream, _)) = listener.accept() {
             if current.as_ref().is_some_and(is_open) {
-                broken(&guest.plan, "a second control connection beside a living one");
+                broken(
+                    &guest.plan,
+                    "a second control connection beside a living one",
+                );
             }
             current = stream.try_clone().ok();
             guest.remember_control(&stream);
@@ -34,12 +37,20 @@ pub(crate) fn start(guest: &Arc<Guest>, listener: UnixListener) {
 /// Says whether the peer of a stream is still there.
 pub(crate) fn is_open(stream: &UnixStream) -> bool {
     let mut set = [PollFd::new(stream, PollFlags::RDHUP)];
-    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut set, Some(&zero)).is_ok() && !set[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
+    let zero = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut set, Some(&zero)).is_ok()
+        && !set[0]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
 }
 
 fn serve(guest: &Arc<Guest>, stream: UnixStream) {
-    let Ok(writer) = stream.try_clone() else { return };
+    let Ok(writer) = stream.try_clone() else {
+        return;
+    };
     let writer = Arc::new(Mutex::new(writer));
     let (events, happened) = std::sync::mpsc::channel();
     let state = guest.listen(events);
@@ -58,7 +69,10 @@ fn serve(guest: &Arc<Guest>, stream: UnixStream) {
         let Ok(line) = line else { return };
         let request: ControlRequest = match serde_json::from_str(&line) {
             Ok(request) => request,
-            Err(error) => broken(&guest.plan, &format!("an unknown request on the control connection: {line}: {error}")),
+            Err(error) => broken(
+                &guest.plan,
+                &format!("an unknown request on the control connection: {line}: {error}"),
+            ),
         };
         let done = |result: Result<(), String>| match result {
             Ok(()) => ControlMessage::Done,
@@ -85,9 +99,15 @@ fn serve(guest: &Arc<Guest>, stream: UnixStream) {
 }
 
 fn say(writer: &Mutex<UnixStream>, message: &ControlMessage) -> bool {
-    let Ok(mut line) = serde_json::to_vec(message) else { return false };
+    let Ok(mut line) = serde_json::to_vec(message) else {
+        return false;
+    };
     line.push(b'\n');
-    writer.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line).is_ok()
+    writer
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .write_all(&line)
+        .is_ok()
 }
 
 /// Serves pokes: a word, answered by `ok` once it was passed on.

@@ -52,8 +52,20 @@ impl Guest {
     pub(crate) fn new(plan: Plan) -> Arc<Guest> {
         let (orders, ordered) = channel();
         let disks = disk_marks(&plan);
-        let inside = Inside { state: GuestState::Running, agent: None, listener: None, control: None, hangs: false };
-        Arc::new(Guest { plan, inside: Mutex::new(inside), orders, ordered: Mutex::new(Some(ordered)), disks })
+        let inside = Inside {
+            state: GuestState::Running,
+            agent: None,
+            listener: None,
+            control: None,
+            hangs: false,
+        };
+        Arc::new(Guest {
+            plan,
+            inside: Mutex::new(inside),
+            orders,
+            ordered: Mutex::new(Some(ordered)),
+            disks,
+        })
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
@@ -89,7 +101,10 @@ impl Guest {
     /// Prints what is written to the pipe that stands for `/dev/console`.
     pub(crate) fn read_console(self: &Arc<Self>) -> io::Result<()> {
         // Opened for writing too, so that it never reads as ended.
-        let mut pipe = OpenOptions::new().read(true).write(true).open(&self.plan.console)?;
+        let mut pipe = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.plan.console)?;
         let guest = self.clone();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
@@ -105,12 +120,20 @@ impl Guest {
         self.print(&format!("Linux version 0.0 (fake) {}\n", self.plan.name));
         let mut inside = self.inside();
         inside.state = GuestState::Running;
-        if let Some(program) = self.plan.agent_program.as_ref().filter(|_| !self.plan.script.no_agent) {
+        if let Some(program) = self
+            .plan
+            .agent_program
+            .as_ref()
+            .filter(|_| !self.plan.script.no_agent)
+        {
             let child = Command::new(std::env::current_exe()?)
                 .arg("-guest")
                 .args([program, &self.plan.guest_port])
                 .env_clear()
-                .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+                .env(
+                    "PATH",
+                    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                )
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -123,7 +146,11 @@ impl Guest {
 
     /// Carries out orders for ever. Main thread only.
     pub(crate) fn follow_orders<T>(&self) -> io::Result<T> {
-        let ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ordered = self
+            .ordered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         let ordered = ordered.ok_or_else(|| io::Error::other("orders are followed already"))?;
         loop {
             match ordered.recv().map_err(io::Error::other)? {
@@ -162,7 +189,11 @@ impl Guest {
 
     /// Stops or continues the agent's process: a guest that hangs.
     pub(crate) fn signal_agent(&self, signal: Signal) {
-        let pid = self.inside().agent.as_ref().and_then(|agent| Pid::from_raw(agent.id().cast_signed()));
+        let pid = self
+            .inside()
+            .agent
+            .as_ref()
+            .and_then(|agent| Pid::from_raw(agent.id().cast_signed()));
         if let Some(pid) = pid {
             let _ = kill_process(pid, signal);
         }
@@ -214,7 +245,11 @@ impl Guest {
                 inside.state = wanted;
                 Self::tell(&inside, ControlMessage::State(wanted));
                 drop(inside);
-                self.signal_agent(if wanted == GuestState::Paused { Signal::STOP } else { Signal::CONT });
+                self.signal_agent(if wanted == GuestState::Paused {
+                    Signal::STOP
+                } else {
+                    Signal::CONT
+                });
                 Ok(())
             }
         }
@@ -246,4 +281,3 @@ fn disk_marks(plan: &Plan) -> Vec<Option<(u64, SystemTime)>> {
         })
         .collect()
 }
-

@@ -59,12 +59,15 @@ pub(crate) fn main() -> ExitCode {
 /// Becomes the guest's agent, which dies with the hypervisor.
 fn become_guest(program: &str, socket: &str) -> ExitCode {
     let parent = rustix::process::getppid();
-    let mortal = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let mortal =
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     // The parent may have died before the signal was set.
     if mortal.is_err() || rustix::process::getppid() != parent {
         return ExitCode::FAILURE;
     }
-    let error = Command::new(program).args(["--connect", &format!("unix:{socket}")]).exec();
+    let error = Command::new(program)
+        .args(["--connect", &format!("unix:{socket}")])
+        .exec();
     eprintln!("fake: can't start the agent {program}: {error}");
     ExitCode::FAILURE
 }
@@ -82,11 +85,18 @@ fn check(plan: &Plan) {
     let sockets = [&plan.control, &plan.agent, &plan.guest_port, &plan.poke];
     for path in sockets {
         if path.as_os_str().len() > LONGEST_SOCKET_PATH {
-            broken(plan, &format!("the socket's path {} is too long", path.display()));
+            broken(
+                plan,
+                &format!("the socket's path {} is too long", path.display()),
+            );
         }
     }
     let absolute = sockets.into_iter().chain([&plan.console, &plan.serial_log]);
-    for path in absolute.chain(&plan.files).chain(&plan.folders).chain(plan.disks.iter().map(|disk| &disk.path)) {
+    for path in absolute
+        .chain(&plan.files)
+        .chain(&plan.folders)
+        .chain(plan.disks.iter().map(|disk| &disk.path))
+    {
         if !path.is_absolute() {
             broken(plan, &format!("the path {} is relative", path.display()));
         }
@@ -98,14 +108,20 @@ fn check(plan: &Plan) {
         require(plan, std::fs::read_dir(folder).map(drop), folder);
     }
     for disk in &plan.disks {
-        let opened = std::fs::OpenOptions::new().read(true).write(!disk.read_only).open(&disk.path);
+        let opened = std::fs::OpenOptions::new()
+            .read(true)
+            .write(!disk.read_only)
+            .open(&disk.path);
         require(plan, opened.map(drop), &disk.path);
     }
     if plan.id.len() != 32 || plan.cpus == 0 || plan.memory == 0 {
         broken(plan, "it has no identifier, no CPU or no memory");
     }
     if !lock_is_held() {
-        broken(plan, "it was launched without the locked file as its standard input");
+        broken(
+            plan,
+            "it was launched without the locked file as its standard input",
+        );
     }
 }
 
@@ -113,17 +129,27 @@ fn check(plan: &Plan) {
 fn lock_is_held() -> bool {
     use std::os::fd::AsFd;
     let stdin = std::io::stdin();
-    let Ok(path) = std::fs::read_link("/proc/self/fd/0") else { return false };
+    let Ok(path) = std::fs::read_link("/proc/self/fd/0") else {
+        return false;
+    };
     // Locking it once more through the same open file succeeds only if nobody else has it; through another one it must fail.
-    let ours = rustix::fs::flock(stdin.as_fd(), rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok();
-    let seen = std::fs::File::open(path)
-        .map(|file| rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err());
+    let ours = rustix::fs::flock(
+        stdin.as_fd(),
+        rustix::fs::FlockOperation::NonBlockingLockExclusive,
+    )
+    .is_ok();
+    let seen = std::fs::File::open(path).map(|file| {
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
+    });
     ours && seen.unwrap_or(false)
 }
 
 fn require(plan: &Plan, opened: std::io::Result<()>, path: &Path) {
     if let Err(error) = opened {
-        broken(plan, &format!("{} can't be opened: {error}", path.display()));
+        broken(
+            plan,
+            &format!("{} can't be opened: {error}", path.display()),
+        );
     }
 }
 
@@ -138,7 +164,13 @@ fn serve(plan: Plan) -> std::io::Result<Never> {
     let agent = listen(&plan.agent)?;
     let poke = listen(&plan.poke)?;
     let _ = std::fs::remove_file(&plan.console);
-    rustix::fs::mknodat(rustix::fs::CWD, &plan.console, FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)?;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &plan.console,
+        FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )?;
     forwards::start(&plan)?;
     let guest = Guest::new(plan);
     guest.read_console()?;

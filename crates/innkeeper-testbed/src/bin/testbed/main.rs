@@ -16,7 +16,10 @@ fn main() -> ExitCode {
     if let ["listen", port] = words.as_slice() {
         return listen(port);
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("testbed: {error}");
@@ -38,23 +41,42 @@ async fn run(words: &[&str]) -> Result<(), (u8, String)> {
     match words {
         ["keeper", name] => innkeeper::keeper::run(&host, name).await.map_err(failed),
         ["create", name, image, kernel, rest @ ..] => {
-            let progress = Deadly { step: rest.first().map(|step| (*step).to_owned()) };
+            let progress = Deadly {
+                step: rest.first().map(|step| (*step).to_owned()),
+            };
             let spec = VmSpec {
                 image: (*image != "none").then(|| (*image).to_owned()),
-                boot: BootSpec { firmware: None, kernel: Some(kernel.into()), initrd: None, cmdline: None },
+                boot: BootSpec {
+                    firmware: None,
+                    kernel: Some(kernel.into()),
+                    initrd: None,
+                    cmdline: None,
+                },
                 ready: Some(innkeeper::spec::ReadyWhen::None),
                 ..VmSpec::default()
             };
-            host.create(name, spec, &progress).await.map(drop).map_err(failed)
+            host.create(name, spec, &progress)
+                .await
+                .map(drop)
+                .map_err(failed)
         }
         ["start", name] => host.start(name).await.map(drop).map_err(failed),
         ["remove", name] => host.remove(name, true).await.map_err(failed),
         ["import", path, name] => host
-            .import_image(path.as_ref(), name, innkeeper::spec::DiskFormat::Raw, None, &innkeeper::progress::Silent)
+            .import_image(
+                path.as_ref(),
+                name,
+                innkeeper::spec::DiskFormat::Raw,
+                None,
+                &innkeeper::progress::Silent,
+            )
             .await
             .map(drop)
             .map_err(failed),
-        _ => Err((2, "usage: testbed keeper|create|start|remove|import|listen ...".to_owned())),
+        _ => Err((
+            2,
+            "usage: testbed keeper|create|start|remove|import|listen ...".to_owned(),
+        )),
     }
 }
 
@@ -78,7 +100,10 @@ impl Progress for Deadly {
 
 /// Answers every connection to a port, until standard input ends: whoever started it is gone then.
 fn listen(port: &str) -> ExitCode {
-    let listener = match port.parse().map(|port: u16| std::net::TcpListener::bind(("127.0.0.1", port))) {
+    let listener = match port
+        .parse()
+        .map(|port: u16| std::net::TcpListener::bind(("127.0.0.1", port)))
+    {
         Ok(Ok(listener)) => listener,
         _ => {
             eprintln!("testbed: can't listen on port {port}");

@@ -39,8 +39,13 @@ pub(super) struct Record {
 
 impl Record {
     fn read(value: &serde_json::Value) -> Result<Record> {
-        Record::deserialize(value)
-            .map_err(|error| Error::new(ErrorKind::Failure, "the record of a fake hypervisor can't be read").with_source(error))
+        Record::deserialize(value).map_err(|error| {
+            Error::new(
+                ErrorKind::Failure,
+                "the record of a fake hypervisor can't be read",
+            )
+            .with_source(error)
+        })
     }
 }
 
@@ -58,9 +63,11 @@ impl Drop for Undo {
 
 pub(super) async fn launch(driver: &FakeDriver, config: &MachineConfig) -> Result<Running> {
     let options = &driver.options;
-    let plan = plan(config, options).map_err(|reason| Error::new(ErrorKind::Unsupported, reason))?;
+    let plan =
+        plan(config, options).map_err(|reason| Error::new(ErrorKind::Unsupported, reason))?;
     let lock_path = &config.paths.vmm_lock;
-    let failed = |what: &Path, error| Error::io(format!("the fake can't open {}", what.display()), error);
+    let failed =
+        |what: &Path, error| Error::io(format!("the fake can't open {}", what.display()), error);
     let lock = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -68,13 +75,24 @@ pub(super) async fn launch(driver: &FakeDriver, config: &MachineConfig) -> Resul
         .open(lock_path)
         .map_err(|error| failed(lock_path, error))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        driver.violated(&format!("{}: launched while its hypervisor runs", config.name));
-        return Err(Error::new(ErrorKind::Conflict, format!("a hypervisor of VM {} is still running", config.name)));
+        driver.violated(&format!(
+            "{}: launched while its hypervisor runs",
+            config.name
+        ));
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("a hypervisor of VM {} is still running", config.name),
+        ));
     }
     let log_path = &config.paths.vmm_log;
-    let log = OpenOptions::new().create(true).append(true).open(log_path).map_err(|error| failed(log_path, error))?;
-    let text = serde_json::to_string(&plan)
-        .map_err(|error| Error::new(ErrorKind::Failure, "the plan can't be written").with_source(error))?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log_path)
+        .map_err(|error| failed(log_path, error))?;
+    let text = serde_json::to_string(&plan).map_err(|error| {
+        Error::new(ErrorKind::Failure, "the plan can't be written").with_source(error)
+    })?;
     let child = Command::new(&options.program)
         .args(["-name", &config.name, "-plan", &text])
         .env_clear()
@@ -87,7 +105,9 @@ pub(super) async fn launch(driver: &FakeDriver, config: &MachineConfig) -> Resul
         .spawn()
         .map_err(|error| failed(&options.program, error))?;
     let mut undo = Undo(Some(child));
-    let Some(child) = &mut undo.0 else { return Err(Error::new(ErrorKind::Failure, "it was not started")) };
+    let Some(child) = &mut undo.0 else {
+        return Err(Error::new(ErrorKind::Failure, "it was not started"));
+    };
     let control = tokio::select! {
         control = connect(&plan.control, ANSWER_DEADLINE) => control,
         status = child.wait() => {
@@ -96,9 +116,11 @@ pub(super) async fn launch(driver: &FakeDriver, config: &MachineConfig) -> Resul
             Err(Error::new(ErrorKind::Failure, format!("the fake hypervisor ended before it answered ({how}): {tail}")))
         }
     };
-    let control = control.map_err(|error| error.while_doing(format!("can't launch {}", config.name)))?;
+    let control =
+        control.map_err(|error| error.while_doing(format!("can't launch {}", config.name)))?;
     let pid = child.id().unwrap_or_default();
-    let process = ProcessIdentity::of(pid).map_err(|error| Error::io(format!("process {pid} is gone"), error))?;
+    let process = ProcessIdentity::of(pid)
+        .map_err(|error| Error::io(format!("process {pid} is gone"), error))?;
     let record = Record {
         process,
         control: plan.control,
@@ -115,7 +137,9 @@ pub(super) async fn adopt(name: &str, value: &serde_json::Value) -> Result<Runni
     let process = open(&record)?;
     let control = connect(&record.control, ADOPT_DEADLINE)
         .await
-        .map_err(|error| error.while_doing(format!("the fake hypervisor of {name} does not answer")))?;
+        .map_err(|error| {
+            error.while_doing(format!("the fake hypervisor of {name} does not answer"))
+        })?;
     supervise(record, process, None, control)
 }
 
@@ -128,29 +152,49 @@ pub(super) async fn kill_record(value: &serde_json::Value) -> Result<()> {
 }
 
 pub(super) async fn kill(process: &Process) -> Result<()> {
-    process.kill(KILL_DEADLINE).await.map_err(|error| Error::io("can't kill the fake hypervisor", error))
+    process
+        .kill(KILL_DEADLINE)
+        .await
+        .map_err(|error| Error::io("can't kill the fake hypervisor", error))
 }
 
 fn open(record: &Record) -> Result<Process> {
     let pid = record.process.pid;
     Process::open(&record.process)
         .map_err(|error| Error::io(format!("can't open process {pid}"), error))?
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the fake hypervisor, process {pid}, is gone")))
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("the fake hypervisor, process {pid}, is gone"),
+            )
+        })
 }
 
 /// Connects to a control socket that may not listen yet, and waits for the greeting.
 async fn connect(path: &Path, limit: Duration) -> Result<Control> {
     let started = Instant::now();
     loop {
-        match tokio::time::timeout(limit.saturating_sub(started.elapsed()), Control::connect(path)).await {
+        match tokio::time::timeout(
+            limit.saturating_sub(started.elapsed()),
+            Control::connect(path),
+        )
+        .await
+        {
             Ok(Ok(control)) => return Ok(control),
             Ok(Err(error)) if started.elapsed() >= limit => {
-                return Err(Error::new(ErrorKind::Unreachable, format!("can't connect to {}", path.display())).with_source(error));
+                return Err(Error::new(
+                    ErrorKind::Unreachable,
+                    format!("can't connect to {}", path.display()),
+                )
+                .with_source(error));
             }
             Ok(Err(_)) => tokio::time::sleep(TRY_AGAIN).await,
             Err(_) => {
                 let seconds = limit.as_secs();
-                return Err(Error::new(ErrorKind::Unreachable, format!("no answer on {} for {seconds} s", path.display())));
+                return Err(Error::new(
+                    ErrorKind::Unreachable,
+                    format!("no answer on {} for {seconds} s", path.display()),
+                ));
             }
         }
     }
@@ -159,5 +203,7 @@ async fn connect(path: &Path, limit: Duration) -> Result<Control> {
 /// Returns the last lines of a log, at most 2 KiB.
 pub(super) fn tail(path: &Path) -> String {
     let text = std::fs::read(path).unwrap_or_default();
-    String::from_utf8_lossy(&text[text.len().saturating_sub(2048)..]).trim().to_owned()
+    String::from_utf8_lossy(&text[text.len().saturating_sub(2048)..])
+        .trim()
+        .to_owned()
 }

@@ -17,7 +17,9 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::launch::{Record, kill, tail};
 use super::process::Process;
-use crate::driver::{BlockStatistics, BlockTotals, Channel, ExitReport, Machine, MachineEvent, Pause, Running};
+use crate::driver::{
+    BlockStatistics, BlockTotals, Channel, ExitReport, Machine, MachineEvent, Pause, Running,
+};
 use crate::error::{Error, Result};
 
 /// How long a request may take.
@@ -89,14 +91,24 @@ impl Control {
         let (reader, writer) = UnixStream::connect(path).await?.into_split();
         let mut lines = BufReader::new(reader).lines();
         match next(&mut lines).await? {
-            ControlMessage::Greeting(state) => Ok(Control { state, lines, writer }),
-            other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("greeted by {other:?}"))),
+            ControlMessage::Greeting(state) => Ok(Control {
+                state,
+                lines,
+                writer,
+            }),
+            other => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("greeted by {other:?}"),
+            )),
         }
     }
 }
 
 async fn next(lines: &mut Lines<BufReader<OwnedReadHalf>>) -> io::Result<ControlMessage> {
-    let line = lines.next_line().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let line = lines
+        .next_line()
+        .await?
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
     serde_json::from_str(&line).map_err(io::Error::from)
 }
 
@@ -114,23 +126,39 @@ struct Shared {
 
 impl Shared {
     async fn ask(&self, request: ControlRequest) -> Result<ControlMessage> {
-        let lost = || Error::new(ErrorKind::Unreachable, "the fake hypervisor does not answer");
+        let lost = || {
+            Error::new(
+                ErrorKind::Unreachable,
+                "the fake hypervisor does not answer",
+            )
+        };
         let mut link = self.link.lock().await;
-        let Some(open) = link.as_mut() else { return Err(lost()) };
+        let Some(open) = link.as_mut() else {
+            return Err(lost());
+        };
         let mut line = serde_json::to_vec(&request).map_err(|error| lost().with_source(error))?;
         line.push(b'\n');
         let asked = async {
-            open.writer.write_all(&line).await.map_err(|error| lost().with_source(error))?;
+            open.writer
+                .write_all(&line)
+                .await
+                .map_err(|error| lost().with_source(error))?;
             open.replies.recv().await.ok_or_else(lost)
         };
         let answer = tokio::time::timeout(REQUEST_DEADLINE, asked).await;
         match answer {
-            Ok(Ok(ControlMessage::Refused(why))) => Err(Error::new(ErrorKind::Failure, format!("the fake hypervisor refused: {why}"))),
+            Ok(Ok(ControlMessage::Refused(why))) => Err(Error::new(
+                ErrorKind::Failure,
+                format!("the fake hypervisor refused: {why}"),
+            )),
             Ok(answer) => answer,
             Err(_) => {
                 // A late answer must not be taken for that of the next request.
                 *link = None;
-                Err(Error::new(ErrorKind::TimedOut, "the fake hypervisor did not answer in time"))
+                Err(Error::new(
+                    ErrorKind::TimedOut,
+                    "the fake hypervisor did not answer in time",
+                ))
             }
         }
     }
@@ -141,14 +169,33 @@ struct FakeMachine {
     shared: Arc<Shared>,
 }
 
-pub(super) fn supervise(record: Record, process: Process, child: Option<Child>, control: Control) -> Result<Running> {
-    let value = serde_json::to_value(&record)
-        .map_err(|error| Error::new(ErrorKind::Failure, "the record can't be written").with_source(error))?;
+pub(super) fn supervise(
+    record: Record,
+    process: Process,
+    child: Option<Child>,
+    control: Control,
+) -> Result<Running> {
+    let value = serde_json::to_value(&record).map_err(|error| {
+        Error::new(ErrorKind::Failure, "the record can't be written").with_source(error)
+    })?;
     let (sender, events) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared { record, process, link: Mutex::new(None), expected: AtomicBool::new(false) });
-    let supervisor = Supervisor { shared: shared.clone(), child, sender };
+    let shared = Arc::new(Shared {
+        record,
+        process,
+        link: Mutex::new(None),
+        expected: AtomicBool::new(false),
+    });
+    let supervisor = Supervisor {
+        shared: shared.clone(),
+        child,
+        sender,
+    };
     tokio::spawn(supervisor.run(control));
-    Ok(Running { machine: Box::new(FakeMachine { shared }), events, record: value })
+    Ok(Running {
+        machine: Box::new(FakeMachine { shared }),
+        events,
+        record: value,
+    })
 }
 
 struct Supervisor {
@@ -170,7 +217,10 @@ impl Supervisor {
                     () = self.sender.closed() => return,
                 };
                 *self.shared.link.lock().await = None;
-                if tokio::time::timeout(END_GRACE, self.shared.process.gone()).await.is_ok() {
+                if tokio::time::timeout(END_GRACE, self.shared.process.gone())
+                    .await
+                    .is_ok()
+                {
                     return self.finish().await;
                 }
                 self.tell(MachineEvent::ControlLost(lost));
@@ -204,7 +254,10 @@ impl Supervisor {
     /// Passes on what it says until the connection ends; returns why it did.
     async fn follow(&self, control: Control) -> String {
         let (answers, replies) = mpsc::unbounded_channel();
-        *self.shared.link.lock().await = Some(Link { writer: control.writer, replies });
+        *self.shared.link.lock().await = Some(Link {
+            writer: control.writer,
+            replies,
+        });
         self.tell_state(control.state);
         let mut before = control.state;
         let mut lines = control.lines;
@@ -268,7 +321,12 @@ impl Machine for FakeMachine {
         }
         tokio::time::timeout(QUIT_DEADLINE, self.shared.process.gone())
             .await
-            .map_err(|_| Error::new(ErrorKind::TimedOut, "the fake hypervisor did not end when it was told to quit"))
+            .map_err(|_| {
+                Error::new(
+                    ErrorKind::TimedOut,
+                    "the fake hypervisor did not end when it was told to quit",
+                )
+            })
     }
 
     async fn kill(&self) -> Result<()> {
@@ -279,7 +337,11 @@ impl Machine for FakeMachine {
     async fn agent_channel(&self) -> Result<Box<dyn Channel>> {
         let path = &self.shared.record.agent;
         let stream = UnixStream::connect(path).await.map_err(|error| {
-            Error::new(ErrorKind::Unreachable, format!("can't connect to the agent's channel {}", path.display())).with_source(error)
+            Error::new(
+                ErrorKind::Unreachable,
+                format!("can't connect to the agent's channel {}", path.display()),
+            )
+            .with_source(error)
         })?;
         Ok(Box::new(stream))
     }
@@ -297,8 +359,14 @@ impl Machine for FakeMachine {
 impl BlockStatistics for FakeMachine {
     async fn block_totals(&self) -> Result<BlockTotals> {
         match self.shared.ask(ControlRequest::Blocks).await? {
-            ControlMessage::Blocks(read_bytes, written_bytes) => Ok(BlockTotals { read_bytes, written_bytes }),
-            other => Err(Error::new(ErrorKind::Failure, format!("the fake hypervisor answered {other:?}"))),
+            ControlMessage::Blocks(read_bytes, written_bytes) => Ok(BlockTotals {
+                read_bytes,
+                written_bytes,
+            }),
+            other => Err(Error::new(
+                ErrorKind::Failure,
+                format!("the fake hypervisor answered {other:?}"),
+            )),
         }
     }
 }

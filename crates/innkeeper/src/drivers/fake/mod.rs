@@ -105,9 +105,17 @@ pub fn console(sockets: &Path) -> PathBuf {
 pub fn violated(file: &Path, what: &str) {
     use std::io::Write;
     let line = format!("{}\n", what.replace('\n', " "));
-    let written = std::fs::OpenOptions::new().append(true).create(true).open(file).and_then(|mut file| file.write_all(line.as_bytes()));
+    let written = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(file)
+        .and_then(|mut file| file.write_all(line.as_bytes()));
     // Who can't write it down must not go on as if nothing had happened.
-    assert!(written.is_ok(), "the driver contract was broken ({what}), and {} can't be written", file.display());
+    assert!(
+        written.is_ok(),
+        "the driver contract was broken ({what}), and {} can't be written",
+        file.display()
+    );
 }
 
 #[async_trait]
@@ -124,7 +132,10 @@ impl Driver for FakeDriver {
             version: Some("1".to_owned()),
             accel: Some("fake".to_owned()),
             notes: vec!["a double for tests: it runs no guest".to_owned()],
-            arches: [Arch::X86_64, Arch::Arm64, Arch::Riscv64].iter().map(ToString::to_string).collect(),
+            arches: [Arch::X86_64, Arch::Arm64, Arch::Riscv64]
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             capabilities: Capability::ALL
                 .iter()
                 .map(|capability| CapabilityReport {
@@ -132,7 +143,8 @@ impl Driver for FakeDriver {
                     lacking: if !usable {
                         Some(format!("there is no {}", self.options.program.display()))
                     } else {
-                        self.lacks(*capability).then(|| "this fake was told to lack it".to_owned())
+                        self.lacks(*capability)
+                            .then(|| "this fake was told to lack it".to_owned())
                     },
                 })
                 .collect(),
@@ -144,13 +156,26 @@ impl Driver for FakeDriver {
     fn check(&self, config: &MachineConfig, _: &DriverReport) -> Vec<Unsupported> {
         let mut reasons = Vec::new();
         let mut refuse = |field: &str, reason: String| {
-            reasons.push(Unsupported { field: field.to_owned(), reason, hint: None });
+            reasons.push(Unsupported {
+                field: field.to_owned(),
+                reason,
+                hint: None,
+            });
         };
         if !self.options.program.is_file() {
-            refuse("", format!("there is no fake hypervisor at {}", self.options.program.display()));
+            refuse(
+                "",
+                format!(
+                    "there is no fake hypervisor at {}",
+                    self.options.program.display()
+                ),
+            );
         }
         if !matches!(config.accel, AccelChoice::Auto) {
-            refuse("accel", "the fake runs no CPUs, so there is no way of running them to choose".to_owned());
+            refuse(
+                "accel",
+                "the fake runs no CPUs, so there is no way of running them to choose".to_owned(),
+            );
         }
         let lacking = |capability: Capability| self.lacks(capability);
         match &config.boot {
@@ -177,11 +202,21 @@ impl Driver for FakeDriver {
             refuse("networks", "this fake has no networks".to_owned());
         }
         for (index, nic) in config.nics.iter().enumerate() {
-            if nic.forwards.iter().any(|forward| forward.protocol == Protocol::Udp) {
-                refuse(&format!("networks[{index}].forwards"), "the fake forwards TCP only".to_owned());
+            if nic
+                .forwards
+                .iter()
+                .any(|forward| forward.protocol == Protocol::Udp)
+            {
+                refuse(
+                    &format!("networks[{index}].forwards"),
+                    "the fake forwards TCP only".to_owned(),
+                );
             }
             if !nic.forwards.is_empty() && lacking(Capability::PortForward) {
-                refuse(&format!("networks[{index}].forwards"), "this fake forwards no ports".to_owned());
+                refuse(
+                    &format!("networks[{index}].forwards"),
+                    "this fake forwards no ports".to_owned(),
+                );
             }
         }
         if !config.shares.is_empty() && lacking(Capability::ShareVirtiofs) {
@@ -193,18 +228,23 @@ impl Driver for FakeDriver {
     fn pin_machine(&self, asked: Option<&str>, _: Arch, _: &DriverReport) -> Result<String> {
         match asked {
             None | Some(MACHINE) => Ok(MACHINE.to_owned()),
-            Some(_) if self.lacks(Capability::PinnedMachine) => {
-                Err(Error::new(ErrorKind::Unsupported, "this fake pins no machine types"))
-            }
-            Some(other) => {
-                Err(Error::new(ErrorKind::Unsupported, format!("the fake has no machine type {other}, only {MACHINE}")))
-            }
+            Some(_) if self.lacks(Capability::PinnedMachine) => Err(Error::new(
+                ErrorKind::Unsupported,
+                "this fake pins no machine types",
+            )),
+            Some(other) => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("the fake has no machine type {other}, only {MACHINE}"),
+            )),
         }
     }
 
     async fn launch(&self, config: &MachineConfig) -> Result<Running> {
         if config.machine != MACHINE {
-            self.violated(&format!("{}: launched with the machine type {:?} that was not pinned", config.name, config.machine));
+            self.violated(&format!(
+                "{}: launched with the machine type {:?} that was not pinned",
+                config.name, config.machine
+            ));
         }
         launch::launch(self, config).await
     }

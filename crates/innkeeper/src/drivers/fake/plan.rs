@@ -96,11 +96,14 @@ impl Script {
     pub fn parse(command_line: &str) -> Result<Script, String> {
         let mut script = Script::default();
         for word in command_line.split_ascii_whitespace() {
-            let Some(word) = word.strip_prefix("fake.") else { continue };
+            let Some(word) = word.strip_prefix("fake.") else {
+                continue;
+            };
             match word.split_once('=').unwrap_or((word, "")) {
                 ("launch-delay", milliseconds) => {
-                    script.launch_delay_ms =
-                        milliseconds.parse().map_err(|_| format!("fake.{word}: not a number of milliseconds"))?;
+                    script.launch_delay_ms = milliseconds
+                        .parse()
+                        .map_err(|_| format!("fake.{word}: not a number of milliseconds"))?;
                 }
                 ("launch-fail", "") => script.launch_fail = true,
                 ("control", "mute") => script.mute_control = true,
@@ -120,9 +123,14 @@ impl Script {
 pub(super) fn plan(config: &MachineConfig, options: &FakeOptions) -> Result<Plan, String> {
     let socket = |name: &str| config.paths.sockets.join(name);
     let (files, script) = match &config.boot {
-        BootConfig::Direct { kernel, initrd, cmdline } => {
-            (std::iter::once(kernel).chain(initrd).cloned().collect(), Script::parse(cmdline)?)
-        }
+        BootConfig::Direct {
+            kernel,
+            initrd,
+            cmdline,
+        } => (
+            std::iter::once(kernel).chain(initrd).cloned().collect(),
+            Script::parse(cmdline)?,
+        ),
         BootConfig::Uefi { .. } | BootConfig::Bios => (Vec::new(), Script::default()),
     };
     Ok(Plan {
@@ -134,9 +142,16 @@ pub(super) fn plan(config: &MachineConfig, options: &FakeOptions) -> Result<Plan
         disks: config
             .disks
             .iter()
-            .map(|disk| PlanDisk { path: disk.path.clone(), read_only: disk.read_only })
+            .map(|disk| PlanDisk {
+                path: disk.path.clone(),
+                read_only: disk.read_only,
+            })
             .collect(),
-        folders: config.shares.iter().map(|share| share.host.clone()).collect(),
+        folders: config
+            .shares
+            .iter()
+            .map(|share| share.host.clone())
+            .collect(),
         forwards: config
             .nics
             .iter()
@@ -174,10 +189,22 @@ mod tests {
 
     #[test]
     fn misbehaviour_is_read_and_misspelling_refused() {
-        let script = Script::parse("quiet fake.launch-delay=250 fake.button=ignore panic=-1").unwrap();
-        assert_eq!(script, Script { launch_delay_ms: 250, ignore_button: true, ..Script::default() });
+        let script =
+            Script::parse("quiet fake.launch-delay=250 fake.button=ignore panic=-1").unwrap();
+        assert_eq!(
+            script,
+            Script {
+                launch_delay_ms: 250,
+                ignore_button: true,
+                ..Script::default()
+            }
+        );
         assert_eq!(Script::parse("console=ttyS0").unwrap(), Script::default());
-        assert!(Script::parse("fake.botton=ignore").unwrap_err().contains("botton"));
+        assert!(
+            Script::parse("fake.botton=ignore")
+                .unwrap_err()
+                .contains("botton")
+        );
         assert!(Script::parse("fake.launch-delay=soon").is_err());
     }
 }

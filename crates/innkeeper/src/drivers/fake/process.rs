@@ -20,7 +20,10 @@ pub(super) struct ProcessIdentity {
 impl ProcessIdentity {
     /// Reads the identity of a child that was not reaped yet.
     pub(super) fn of(pid: u32) -> io::Result<Self> {
-        Ok(ProcessIdentity { pid, started: started(pid)? })
+        Ok(ProcessIdentity {
+            pid,
+            started: started(pid)?,
+        })
     }
 }
 
@@ -41,8 +44,15 @@ pub(super) struct Process {
 impl Process {
     /// Opens a process; none if it is gone, even if another has its id now.
     pub(super) fn open(identity: &ProcessIdentity) -> io::Result<Option<Self>> {
-        let Some(pid) = i32::try_from(identity.pid).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a process id"));
+        let Some(pid) = i32::try_from(identity.pid)
+            .ok()
+            .filter(|pid| *pid > 1)
+            .and_then(Pid::from_raw)
+        else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a process id",
+            ));
         };
         let handle = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             Ok(handle) => handle,
@@ -76,6 +86,8 @@ impl Process {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => return Err(error.into()),
         }
-        tokio::time::timeout(limit, self.gone()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
+        tokio::time::timeout(limit, self.gone())
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
     }
 }

@@ -143,10 +143,8 @@ pub(super) async fn adopt(record: Record) -> Result<Running> {
 
 /// Kills what a record names, if it is still that.
 pub(super) async fn kill_record(record: &Record) -> Result<()> {
-    if let Some(process) = open(record)? {
-        kill_process(&process, record.process.pid).await?;
-    }
-    kill_sidecars(record).await?;
+    let process = open(record)?;
+    kill_all(record, process.as_ref()).await?;
     record.remove_sockets();
     Ok(())
 }
@@ -167,20 +165,29 @@ fn gone(record: &Record) -> Error {
     )
 }
 
-async fn kill_process(process: &Process, pid: u32) -> Result<()> {
-    process
-        .kill_and_wait(KILL_DEADLINE)
-        .await
-        .map_err(|error| Error::io(format!("can't kill process {pid}"), error))
-}
-
-async fn kill_sidecars(record: &Record) -> Result<()> {
+/// Kills QEMU, if it is there, and the sidecars: all at once first, and then waits for each.
+async fn kill_all(record: &Record, qemu: Option<&Process>) -> Result<()> {
+    let cannot = |pid: u32| move |error| Error::io(format!("can't kill process {pid}"), error);
+    if let Some(process) = qemu {
+        process.kill().map_err(cannot(record.process.pid))?;
+    }
+    let mut sidecars = Vec::new();
     for identity in &record.sidecars {
-        let opened = Process::open(identity)
-            .map_err(|error| Error::io(format!("can't look at process {}", identity.pid), error))?;
+        let opened = Process::open(identity).map_err(cannot(identity.pid))?;
         if let Some(process) = opened {
-            kill_process(&process, identity.pid).await?;
+            process.kill().map_err(cannot(identity.pid))?;
+            sidecars.push((process, identity.pid));
         }
+    }
+    if let Some(process) = qemu {
+        let gone = process.kill_and_wait(KILL_DEADLINE).await;
+        gone.map_err(cannot(record.process.pid))?;
+    }
+    for (process, pid) in sidecars {
+        process
+            .kill_and_wait(KILL_DEADLINE)
+            .await
+            .map_err(cannot(pid))?;
     }
     Ok(())
 }
@@ -353,7 +360,7 @@ impl Supervisor {
             let _ = sidecar.kill().await;
         }
         // After an adoption the sidecars are known by the record alone. What can't be killed now is left to `kill_record`.
-        let _ = kill_sidecars(&self.shared.record).await;
+        let _ = kill_all(&self.shared.record, None).await;
         self.shared.record.remove_sockets();
         let (code, signal) = status.map_or((None, None), |status| {
             use std::os::unix::process::ExitStatusExt;
@@ -420,8 +427,7 @@ impl Machine for QemuMachine {
 
     async fn kill(&self) -> Result<()> {
         self.shared.expected.store(true, Ordering::SeqCst);
-        kill_process(&self.shared.process, self.pid()).await?;
-        kill_sidecars(&self.shared.record).await
+        kill_all(&self.shared.record, Some(&self.shared.process)).await
     }
 
     async fn agent_channel(&self) -> Result<Box<dyn Channel>> {

@@ -5,10 +5,17 @@ use innkeeper_api::{Capability, ErrorKind};
 use super::context::{Context, refused};
 use super::{Failure, Verdict, lacks, require};
 use crate::progress::Silent;
-use crate::spec::{Bytes, DiskSpec, Firmware, ForwardSpec, MachineChoice, NetworkKind, NetworkSpec, Protocol, ShareSpec, VmSpec};
+use crate::spec::{
+    Bytes, DiskSpec, Firmware, ForwardSpec, MachineChoice, NetworkKind, NetworkSpec, Protocol,
+    ShareSpec, VmSpec,
+};
 
 /// Makes a spec ask for a capability; returns the field that asks. None where no field of a spec does.
-fn ask(spec: &mut VmSpec, capability: Capability, folder: &std::path::Path) -> Option<&'static str> {
+fn ask(
+    spec: &mut VmSpec,
+    capability: Capability,
+    folder: &std::path::Path,
+) -> Option<&'static str> {
     match capability {
         Capability::BootUefi => {
             spec.boot.firmware = Some(Firmware::Uefi);
@@ -40,11 +47,19 @@ fn ask(spec: &mut VmSpec, capability: Capability, folder: &std::path::Path) -> O
                 host_port: 0,
                 guest_port: 80,
             };
-            spec.networks = vec![NetworkSpec { kind: NetworkKind::User, mac: None, forwards: vec![forward] }];
+            spec.networks = vec![NetworkSpec {
+                kind: NetworkKind::User,
+                mac: None,
+                forwards: vec![forward],
+            }];
             Some("networks")
         }
         Capability::ShareVirtiofs => {
-            spec.shares.push(ShareSpec { host: folder.to_owned(), guest: "/mnt".into(), read_only: true });
+            spec.shares.push(ShareSpec {
+                host: folder.to_owned(),
+                guest: "/mnt".into(),
+                read_only: true,
+            });
             Some("shares")
         }
         _ => None,
@@ -57,24 +72,54 @@ pub(super) async fn what_a_driver_lacks_is_refused_by_its_field(context: &Contex
         .drivers
         .into_iter()
         .find(|report| report.driver == context.setup.driver)
-        .ok_or_else(|| Failure::new(format!("the host does not tell of the driver {}", context.setup.driver)))?;
+        .ok_or_else(|| {
+            Failure::new(format!(
+                "the host does not tell of the driver {}",
+                context.setup.driver
+            ))
+        })?;
     for capability in Capability::ALL {
-        let told = report.capabilities.iter().filter(|entry| entry.capability == *capability).count();
+        let told = report
+            .capabilities
+            .iter()
+            .filter(|entry| entry.capability == *capability)
+            .count();
         require!(told == 1, "{} is told {told} times", capability.as_str());
     }
     for (index, capability) in Capability::ALL.iter().enumerate() {
-        let Some(why) = lacks(&report, *capability) else { continue };
-        require!(!why.is_empty(), "{} is lacking without a reason", capability.as_str());
+        let Some(why) = lacks(&report, *capability) else {
+            continue;
+        };
+        require!(
+            !why.is_empty(),
+            "{} is lacking without a reason",
+            capability.as_str()
+        );
         let mut spec = context.spec();
-        let Some(field) = ask(&mut spec, *capability, context.host.home()) else { continue };
+        let Some(field) = ask(&mut spec, *capability, context.host.home()) else {
+            continue;
+        };
         let name = format!("asks-{index}");
         let created = context.host.create(&name, spec, &Silent).await;
-        refused(&format!("asking for {}", capability.as_str()), created, ErrorKind::Unsupported, &[field])?;
+        refused(
+            &format!("asking for {}", capability.as_str()),
+            created,
+            ErrorKind::Unsupported,
+            &[field],
+        )?;
     }
-    require!(context.host.list().await?.is_empty(), "something is left of what was refused");
+    require!(
+        context.host.list().await?.is_empty(),
+        "something is left of what was refused"
+    );
     // A machine type that nobody has is refused by every driver.
     let mut spec = context.spec();
     let field = ask(&mut spec, Capability::PinnedMachine, context.host.home()).unwrap_or_default();
     let created = context.host.create("unpinned", spec, &Silent).await;
-    refused("an unknown machine type", created, ErrorKind::Unsupported, &[field])
+    refused(
+        "an unknown machine type",
+        created,
+        ErrorKind::Unsupported,
+        &[field],
+    )
 }

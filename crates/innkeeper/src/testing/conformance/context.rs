@@ -52,7 +52,10 @@ pub(super) struct Output {
 impl Context {
     /// Opens the installation.
     pub fn new(setup: Setup) -> crate::Result<Context> {
-        Ok(Context { host: (setup.open)(None)?, setup })
+        Ok(Context {
+            host: (setup.open)(None)?,
+            setup,
+        })
     }
 
     /// Removes every VM that is left, protected or not. Only for after a trial.
@@ -73,7 +76,11 @@ impl Context {
 
     /// The spec with words added to its kernel's command line.
     pub(super) fn spec_that_is(&self, word: super::Word) -> Verdict<VmSpec> {
-        let words = self.setup.guest.words(word).ok_or_else(|| Failure::new(format!("this guest can't be {word:?}")))?;
+        let words = self
+            .setup
+            .guest
+            .words(word)
+            .ok_or_else(|| Failure::new(format!("this guest can't be {word:?}")))?;
         let mut spec = self.spec();
         spec.boot.cmdline = Some(match spec.boot.cmdline {
             Some(before) => format!("{before} {words}"),
@@ -84,7 +91,11 @@ impl Context {
 
     pub(super) async fn create(&self, name: &str, spec: VmSpec) -> Verdict<VmInfo> {
         let info = self.host.create(name, spec, &Silent).await?;
-        super::require!(info.state == VmState::Stopped, "{name} was created and is {}", info.state);
+        super::require!(
+            info.state == VmState::Stopped,
+            "{name} was created and is {}",
+            info.state
+        );
         Ok(info)
     }
 
@@ -120,16 +131,27 @@ impl Context {
     }
 
     pub(super) async fn wait_ready(&self, name: &str) -> Verdict<VmInfo> {
-        Ok(self.host.wait(name, WaitFor::Ready, Some(self.setup.patience), &|_| ()).await?)
+        Ok(self
+            .host
+            .wait(name, WaitFor::Ready, Some(self.setup.patience), &|_| ())
+            .await?)
     }
 
     /// How a stop goes that must succeed.
     pub(super) fn gently(&self) -> StopOptions {
-        StopOptions { timeout: self.setup.patience, force: false }
+        StopOptions {
+            timeout: self.setup.patience,
+            force: false,
+        }
     }
 
     /// Looks at a VM until it is as wanted.
-    pub(super) async fn until(&self, name: &str, what: &str, mut is_so: impl FnMut(&VmInfo) -> bool) -> Verdict<VmInfo> {
+    pub(super) async fn until(
+        &self,
+        name: &str,
+        what: &str,
+        mut is_so: impl FnMut(&VmInfo) -> bool,
+    ) -> Verdict<VmInfo> {
         let started = Instant::now();
         loop {
             let info = self.host.info(name).await?;
@@ -153,40 +175,72 @@ impl Context {
     pub(super) async fn eventually(&self, what: &str, mut is_so: impl FnMut() -> bool) -> Verdict {
         let started = Instant::now();
         while !is_so() {
-            super::require!(started.elapsed() < self.setup.patience, "in vain waited for: {what}");
+            super::require!(
+                started.elapsed() < self.setup.patience,
+                "in vain waited for: {what}"
+            );
             tokio::time::sleep(LOOK).await;
         }
         Ok(())
     }
 
     /// Gives a future a deadline.
-    pub(super) async fn within<T>(&self, what: &str, future: impl Future<Output = T>) -> Verdict<T> {
+    pub(super) async fn within<T>(
+        &self,
+        what: &str,
+        future: impl Future<Output = T>,
+    ) -> Verdict<T> {
         tokio::time::timeout(self.setup.patience, future)
             .await
-            .map_err(|_| Failure::new(format!("{what} took longer than {} s", self.setup.patience.as_secs())))
+            .map_err(|_| {
+                Failure::new(format!(
+                    "{what} took longer than {} s",
+                    self.setup.patience.as_secs()
+                ))
+            })
     }
 
     /// The state must be this one.
     pub(super) async fn expect_state(&self, name: &str, state: VmState) -> Verdict<VmInfo> {
         let info = self.host.info(name).await?;
-        super::require!(info.state == state, "{name} is {} ({:?}), not {state}", info.state, info.reason);
+        super::require!(
+            info.state == state,
+            "{name} is {} ({:?}), not {state}",
+            info.state,
+            info.reason
+        );
         Ok(info)
     }
 
     /// Runs a command in the guest to its end.
-    pub(super) async fn run(&self, channel: &GuestChannel, argv: &[&str], input: &[u8]) -> Verdict<Output> {
-        let request = ExecRequest { argv: argv.iter().map(|word| (*word).to_owned()).collect(), ..ExecRequest::default() };
+    pub(super) async fn run(
+        &self,
+        channel: &GuestChannel,
+        argv: &[&str],
+        input: &[u8],
+    ) -> Verdict<Output> {
+        let request = ExecRequest {
+            argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+            ..ExecRequest::default()
+        };
         let work = async {
             let session = channel.exec(request).await?;
-            let (mut stdin, mut stdout, mut stderr, mut control) =
-                (session.stdin, session.stdout, session.stderr, session.control);
+            let (mut stdin, mut stdout, mut stderr, mut control) = (
+                session.stdin,
+                session.stdout,
+                session.stderr,
+                session.control,
+            );
             let (mut out, mut err) = (Vec::new(), String::new());
             let write = async {
                 stdin.write_all(input).await?;
                 stdin.shutdown().await
             };
-            let (written, read_out, read_err) =
-                tokio::join!(write, stdout.read_to_end(&mut out), stderr.read_to_string(&mut err));
+            let (written, read_out, read_err) = tokio::join!(
+                write,
+                stdout.read_to_end(&mut out),
+                stderr.read_to_string(&mut err)
+            );
             written?;
             read_out?;
             read_err?;
@@ -198,14 +252,26 @@ impl Context {
 }
 
 /// The result must be an error of this kind whose words contain all of `words`.
-pub(super) fn refused<T>(what: &str, result: crate::Result<T>, kind: ErrorKind, words: &[&str]) -> Verdict {
+pub(super) fn refused<T>(
+    what: &str,
+    result: crate::Result<T>,
+    kind: ErrorKind,
+    words: &[&str],
+) -> Verdict {
     let Err(error) = result else {
         return Err(Failure::new(format!("{what} was not refused")));
     };
     let said = error.chain().join(": ");
-    super::require!(error.kind() == kind, "{what} was refused as {:?}, not {kind:?}: {said}", error.kind());
+    super::require!(
+        error.kind() == kind,
+        "{what} was refused as {:?}, not {kind:?}: {said}",
+        error.kind()
+    );
     for word in words {
-        super::require!(said.contains(word), "{what} was refused without naming {word:?}: {said}");
+        super::require!(
+            said.contains(word),
+            "{what} was refused without naming {word:?}: {said}"
+        );
     }
     Ok(())
 }
@@ -217,14 +283,17 @@ pub(super) fn signal(pid: Option<u32>, signal: rustix::process::Signal) -> Verdi
         .filter(|pid| *pid > 1)
         .and_then(rustix::process::Pid::from_raw)
         .ok_or_else(|| Failure::new("there is no process to send a signal to"))?;
-    rustix::process::kill_process(pid, signal).map_err(|error| Failure::new(format!("can't send a signal: {error}")))
+    rustix::process::kill_process(pid, signal)
+        .map_err(|error| Failure::new(format!("can't send a signal: {error}")))
 }
 
 /// Kills a process and waits until it is gone, or only its parent's wait is outstanding.
 pub(super) async fn kill_process(context: &Context, pid: Option<u32>) -> Verdict {
     signal(pid, rustix::process::Signal::KILL)?;
     let pid = pid.unwrap_or_default();
-    context.eventually(&format!("the end of process {pid}"), || !lives(pid)).await
+    context
+        .eventually(&format!("the end of process {pid}"), || !lives(pid))
+        .await
 }
 
 /// Says whether a process lives; one that was not reaped yet does not.
@@ -232,7 +301,10 @@ pub(super) async fn kill_process(context: &Context, pid: Option<u32>) -> Verdict
 pub(super) fn lives(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
-        .and_then(|text| text.rsplit_once(") ").map(|(_, rest)| !rest.starts_with(['Z', 'X'])))
+        .and_then(|text| {
+            text.rsplit_once(") ")
+                .map(|(_, rest)| !rest.starts_with(['Z', 'X']))
+        })
         .unwrap_or(false)
 }
 

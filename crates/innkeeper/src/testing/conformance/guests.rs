@@ -109,10 +109,12 @@ impl Guest for TinyGuest {
             Act::PowerOff | Act::Reboot => Ok(()),
             // It panics with `panic=-1`, and so reboots at once: nothing that can be looked at.
             Act::Panic => Err("the tiny guest reboots when its kernel panics".to_owned()),
-            Act::Mute | Act::Unmute => Err("the agent is the guest's init, which can't be stopped".to_owned()),
-            Act::Exit | Act::Hang => {
-                Err("a real hypervisor does not end or hang by itself when a trial wants it".to_owned())
+            Act::Mute | Act::Unmute => {
+                Err("the agent is the guest's init, which can't be stopped".to_owned())
             }
+            Act::Exit | Act::Hang => Err(
+                "a real hypervisor does not end or hang by itself when a trial wants it".to_owned(),
+            ),
         }
     }
 
@@ -175,7 +177,9 @@ impl FakeGuest {
         stream.read_to_string(&mut answer).await?;
         match (word, answer.as_str()) {
             ("exit", _) | (_, "ok\n") => Ok(()),
-            (_, other) => Err(Failure::new(format!("the fake hypervisor did not take the poke {word}: {other:?}"))),
+            (_, other) => Err(Failure::new(format!(
+                "the fake hypervisor did not take the poke {word}: {other:?}"
+            ))),
         }
     }
 }
@@ -233,6 +237,13 @@ impl Guest for FakeGuest {
 
     fn listener(&self) -> Verdict<(Vec<String>, u16)> {
         let port = crate::engine::ports::free_port()?;
-        Ok((vec![self.listener.display().to_string(), "listen".to_owned(), port.to_string()], port))
+        Ok((
+            vec![
+                self.listener.display().to_string(),
+                "listen".to_owned(),
+                port.to_string(),
+            ],
+            port,
+        ))
     }
 }

@@ -97,9 +97,10 @@ impl Trial {
             Need::Can(capability) => lacks(report, *capability)
                 .map(|why| format!("the driver can't do {}: {why}", capability.as_str())),
             Need::Has(part) => guest.has(*part).err(),
-            Need::Says(word) => {
-                guest.words(*word).is_none().then(|| format!("this guest can't be told to be {word:?}"))
-            }
+            Need::Says(word) => guest
+                .words(*word)
+                .is_none()
+                .then(|| format!("this guest can't be told to be {word:?}")),
             Need::Does(act) => guest.can(*act).err(),
         })
     }
@@ -107,7 +108,11 @@ impl Trial {
 
 /// Tells why a driver can't do something; none if it can.
 pub fn lacks(report: &DriverReport, capability: Capability) -> Option<String> {
-    match report.capabilities.iter().find(|entry| entry.capability == capability) {
+    match report
+        .capabilities
+        .iter()
+        .find(|entry| entry.capability == capability)
+    {
         Some(entry) => entry.lacking.clone(),
         None => Some("it does not speak of it".to_owned()),
     }
@@ -155,6 +160,7 @@ pub const TRIALS: &[Trial] = trials![
     lifecycle::a_stop_that_races_a_start_leaves_order [],
     lifecycle::restarts [Has(Agent)],
     lifecycle::a_restart_starts_what_is_stopped [],
+    lifecycle::a_restart_that_cannot_start_is_told [Says(FailingLaunch), Has(Agent)],
     lifecycle::a_reboot_of_the_guest_keeps_it_running [Can(C::RebootTold), Does(Reboot), Has(Agent)],
     lifecycle::a_guest_that_powers_off_is_stopped [Can(C::ShutdownTold), Does(PowerOff)],
     lifecycle::a_panic_is_told_and_nothing_is_killed [Does(Panic)],
@@ -169,6 +175,7 @@ pub const TRIALS: &[Trial] = trials![
     keepers::a_command_outlives_the_keeper [Can(C::Adoption), Has(Agent)],
     keepers::stops_after_the_keeper_was_killed [Can(C::Adoption), Has(Agent)],
     keepers::a_hypervisor_killed_without_a_keeper_is_failed [Can(C::Adoption)],
+    keepers::starts_at_once_after_all_was_killed [],
     keepers::a_power_off_without_a_keeper_is_stopped [Can(C::Adoption), Can(C::ShutdownTold), Does(PowerOff)],
     keepers::a_restart_of_the_computer_is_stopped [],
     keepers::a_silent_agent_is_told_and_nothing_is_killed [Does(Mute), Has(Agent)],
