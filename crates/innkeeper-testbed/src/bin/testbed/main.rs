@@ -1,7 +1,8 @@
 //! The helper of installations under test, and commands that tests kill.
 //!
 //! `testbed keeper NAME` keeps a VM, with the fake drivers that its environment names. `testbed create|remove|start NAME` do what `inn`
-//! does, for fault tests; `create` can kill itself at a step of its progress. `testbed listen PORT` answers HTTP until its input ends.
+//! does, for fault tests; `create` can kill itself at a step of its progress. `testbed listen PORT` answers HTTP until its input ends; `testbed matrix
+//! DIRECTORY` prints `docs/drivers.md` from the records of trials.
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -13,8 +14,10 @@ use innkeeper_testbed::host_from_environment;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let ["listen", port] = words.as_slice() {
-        return listen(port);
+    match words.as_slice() {
+        ["listen", port] => return listen(port),
+        ["matrix", directory] => return matrix(directory),
+        _ => {}
     }
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -77,6 +80,20 @@ async fn run(words: &[&str]) -> Result<(), (u8, String)> {
             2,
             "usage: testbed keeper|create|start|remove|import|listen ...".to_owned(),
         )),
+    }
+}
+
+/// Prints the page on drivers that the records in a directory make.
+fn matrix(directory: &str) -> ExitCode {
+    let page = innkeeper::testing::matrix::read(directory.as_ref())
+        .map(|records| innkeeper::testing::matrix::page(&records));
+    let printed = page.and_then(|page| std::io::stdout().write_all(page.as_bytes()));
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("testbed: can't make the page of {directory}: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
