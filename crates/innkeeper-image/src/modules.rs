@@ -24,6 +24,8 @@ pub(crate) const NETWORK_MODULES: &[&str] = &["virtio_net", "af_packet"];
 
 /// Loaded after that: disks, shares, randomness, memory, power button, file systems and checksums.
 pub(crate) const LATER_MODULES: &[&str] = &[
+    "pvpanic_mmio",
+    "pvpanic_pci",
     "virtio_blk",
     "virtio_rng",
     "virtiofs",

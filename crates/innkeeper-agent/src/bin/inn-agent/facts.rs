@@ -1,8 +1,10 @@
 //! What the agent tells about its guest: facts, counters, readiness, logs. Reads /proc, /sys and /run only.
 
-use innkeeper_agent::message::{CloudInit, Filesystem, GuestInfo, Metrics, Readiness};
+use innkeeper_agent::message::{AgentEvent, CloudInit, Filesystem, GuestInfo, Metrics, Readiness};
 use std::io::{Error, ErrorKind, Read};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 const MAX_FILE: u64 = 1024 * 1024;
 /// Problems that the agent met as init.
@@ -143,13 +145,40 @@ pub fn readiness() -> Readiness {
     }
     keys.sort();
     Readiness {
-        cloud_init: cloud_init(Path::new("/run/cloud-init")),
+        cloud_init: cloud_init(Path::new("/run/cloud-init"))
+            .or_else(|| cloud_init_is_configured().then(CloudInit::default)),
         ssh_host_keys: keys,
         problems: crate::log::lock(&PROBLEMS).clone(),
     }
 }
 
 /// Reads cloud-init's own status files (its documentation, "Reported finish state": status.json and result.json).
+/// Whether cloud-init is installed and not switched off, by its own files (cloud-init's documentation, "boot stages").
+fn cloud_init_is_configured() -> bool {
+    Path::new("/etc/cloud/cloud.cfg").exists()
+        && !Path::new("/etc/cloud/cloud-init.disabled").exists()
+        && !Path::new("/run/cloud-init/disabled").exists()
+}
+
+/// Tells the host when cloud-init has ended. Its files are looked at every half second until then: the directory that could be watched
+/// is made by cloud-init itself.
+pub fn watch_cloud_init(link: Arc<crate::link::Link>) {
+    const LOOK: Duration = Duration::from_millis(500);
+    if !cloud_init_is_configured() {
+        return;
+    }
+    crate::operations::spawn("cloud-init", move || {
+        loop {
+            let readiness = readiness();
+            if readiness.cloud_init.as_ref().is_none_or(|state| state.done) {
+                link.push(&AgentEvent::Readiness(readiness));
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+    });
+}
+
 fn cloud_init(directory: &Path) -> Option<CloudInit> {
     let status: serde_json::Value =
         serde_json::from_str(&read(directory.join("status.json")).ok()?).ok()?;

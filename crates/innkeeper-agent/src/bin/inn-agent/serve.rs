@@ -45,6 +45,9 @@ pub fn start(is_init: bool, may_change_system: bool) -> (Arc<Link>, Arc<Operatio
     let link = Link::new(crate::facts::guest_info(is_init));
     let operations = Operations::new(Arc::clone(&link), is_init, may_change_system);
     crate::network::watch(Arc::clone(&link));
+    if !is_init {
+        crate::facts::watch_cloud_init(Arc::clone(&link));
+    }
     (link, operations)
 }
 

@@ -69,12 +69,12 @@ pub(super) fn check(config: &MachineConfig, host: &QemuHost) -> Vec<Unsupported>
             machine(&mut reasons, config, emulator);
             self::board(&mut reasons, config, board, emulator);
             if board == Board::Microvm
-                && host.accelerator(config.accel, config.arch) == "tcg"
+                && host.accelerator(config.accel, config.arch) != "kvm"
                 && host.tsc_khz.is_none()
             {
                 reasons.add(
                     "machine",
-                    "an emulated microvm hangs now and then at boot unless its kernel is told the rate of the host's time-stamp counter, which is not known here",
+                    "a microvm without KVM hangs now and then at boot unless its kernel is told the rate of the host's time-stamp counter, which is not known here",
                     Some("use machine: q35"),
                 );
             }

@@ -16,6 +16,8 @@ mod channel;
 mod check;
 mod firmware;
 mod host;
+#[cfg(target_os = "linux")]
+mod kvm_trial;
 mod launch;
 mod machine;
 mod plan;

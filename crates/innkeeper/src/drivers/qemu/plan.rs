@@ -280,7 +280,7 @@ fn channels(
         format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT},id=agent-port"),
     );
     if board == Board::Q35 {
-        // The kernel has the driver built in, so that even an early panic is told.
+        // Tells a panic once the guest has its driver loaded (`pvpanic-mmio`, a module in distributions, also drives this ISA device).
         builder.option("-device", "pvpanic");
     }
     Ok(())
@@ -288,10 +288,10 @@ fn channels(
 
 /// Returns the counter rate that the kernel must be told.
 ///
-/// An emulated microvm has no clock that a kernel can measure its counter against: it tries with a timer whose ticks come late on a busy
+/// Without KVM's own clock a microvm has none that a kernel can measure its counter against: it tries with a timer whose ticks come late on a busy
 /// host, and when that fails it waits for ever. `check` refuses the machine where the rate is not known.
 pub(super) fn early_khz(board: Board, accelerator: &str, host: &QemuHost) -> Option<u64> {
-    if board == Board::Microvm && accelerator == "tcg" {
+    if board == Board::Microvm && accelerator != "kvm" {
         host.tsc_khz
     } else {
         None
