@@ -478,6 +478,162 @@ async fn a_full_disk_is_told_and_nothing_is_half_made() {
 }
 
 #[tokio::test]
+async fn on_a_full_disk_what_is_done_is_told_as_done() {
+    let bed = Bed::new().await;
+    let kernel = bed.kernel().display().to_string();
+    let disk_is_full = ["env", "--ignore-signal=XFSZ", "prlimit", "--fsize=600000"];
+    // Everything but the event log, which has grown past the limit, can be written.
+    let line = "{\"time\":\"2026-01-01T00:00:00.000Z\",\"event\":\"removed\"}\n";
+    let log = bed.installation.home().join("events.jsonl");
+    std::fs::write(&log, line.repeat(12_000)).expect("written");
+    let created = bed
+        .wrapped(&disk_is_full, &bed.create_words("full", &kernel))
+        .output()
+        .expect("started");
+    let there = bed
+        .whole_or_nothing("full", "an event log that can't grow")
+        .await;
+    assert_eq!(
+        created.status.success(),
+        there,
+        "{}",
+        String::from_utf8_lossy(&created.stderr)
+    );
+    if !there {
+        bed.host
+            .create("full", bed.spec(), &Silent)
+            .await
+            .expect("created");
+    }
+    let removed = bed
+        .wrapped(&disk_is_full, &["remove", "full"])
+        .output()
+        .expect("started");
+    assert!(
+        removed.status.success(),
+        "removing makes space: {}",
+        String::from_utf8_lossy(&removed.stderr)
+    );
+    assert!(!bed.whole_or_nothing("full", "removed").await);
+    let hidden = std::fs::read_dir(bed.installation.home().join("vms"))
+        .expect("a directory")
+        .count();
+    assert_eq!(hidden, 0, "the removed VM still takes space");
+    bed.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_start_on_a_full_disk_is_told_and_leaves_order() {
+    let bed = Bed::new().await;
+    bed.host
+        .create("victim", bed.spec(), &Silent)
+        .await
+        .expect("created");
+    let mut refused = 0;
+    for limit in [0, 10, 100, 200, 400, 800, 2000, 100_000_000] {
+        let limit_words = format!("--fsize={limit}");
+        let output = bed
+            .wrapped(
+                &["env", "--ignore-signal=XFSZ", "prlimit", &limit_words],
+                &["start", "victim"],
+            )
+            .output()
+            .expect("started");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let state = settle(&bed, "victim").await;
+        if output.status.success() {
+            assert!(
+                matches!(state, VmState::Running | VmState::Ready),
+                "limit {limit}: it is {state}: {said}"
+            );
+        } else {
+            refused += 1;
+            assert!(
+                matches!(state, VmState::Stopped | VmState::Failed),
+                "limit {limit}: it is {state}: {said}"
+            );
+            let hypervisors = processes(&bed.installation.home())
+                .into_iter()
+                .filter(|process| process.contains("-plan"));
+            assert_eq!(
+                hypervisors.collect::<Vec<_>>(),
+                Vec::<String>::new(),
+                "limit {limit}: {said}"
+            );
+        }
+        bed.host
+            .kill("victim")
+            .await
+            .unwrap_or_else(|error| panic!("limit {limit}: {:?}", error.chain()));
+        bed.host
+            .start("victim")
+            .await
+            .unwrap_or_else(|error| panic!("limit {limit}: {:?}", error.chain()));
+        bed.host.kill("victim").await.expect("killed");
+    }
+    assert!(refused > 1, "only {refused} limits were felt");
+    bed.nothing_left().await;
+}
+
+#[tokio::test]
+async fn damaged_files_hide_no_other_vm_and_can_be_removed() {
+    let bed = Bed::new().await;
+    for name in ["whole", "hollow", "torn"] {
+        bed.host
+            .create(name, bed.spec(), &Silent)
+            .await
+            .expect("created");
+    }
+    let vms = bed.installation.home().join("vms");
+    std::fs::remove_file(vms.join("hollow/identity.json")).expect("removed");
+    std::fs::write(vms.join("torn/vm.yaml"), "cpus: [").expect("written");
+    let listed = bed.host.list().await.expect("a list");
+    let states: Vec<(&str, VmState)> = listed
+        .iter()
+        .map(|info| (info.name.as_str(), info.state))
+        .collect();
+    assert_eq!(
+        states,
+        [
+            ("hollow", VmState::Failed),
+            ("torn", VmState::Failed),
+            ("whole", VmState::Stopped)
+        ]
+    );
+    assert!(
+        listed
+            .iter()
+            .filter(|info| info.state == VmState::Failed)
+            .all(|info| info.reason.is_some())
+    );
+    bed.host.start("whole").await.expect("the whole one starts");
+    for name in ["hollow", "torn"] {
+        let refused = bed
+            .host
+            .start(name)
+            .await
+            .expect_err("a damaged VM does not start");
+        assert!(
+            refused
+                .chain()
+                .iter()
+                .any(|sentence| sentence.contains(name)),
+            "{:?}",
+            refused.chain()
+        );
+    }
+    bed.host.remove("torn", false).await.expect("removed");
+    bed.host
+        .remove("hollow", true)
+        .await
+        .expect("removed by force");
+    bed.host.remove("whole", true).await.expect("removed");
+    // What only the lost identity named is found by those who look after the store, not here.
+    assert!(bed.host.list().await.expect("a list").is_empty());
+    assert_eq!(bed.installation.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn twenty_rounds_leave_nothing() {
     let bed = Bed::new().await;
     for round in 0..20 {

@@ -41,8 +41,8 @@ const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long after the agent announced the power-off the machine may take to tell it, before the hypervisor is told to quit. Machines
 /// without ACPI never tell it.
 const ANNOUNCED_TIMEOUT: Duration = Duration::from_millis(1500);
-/// A keeper that nobody asks to do anything ends after this.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A keeper that nobody asks to do anything ends after this: sooner than a command that needs the VM's lock gives up waiting for it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Logs, sockets and silence are looked after this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
