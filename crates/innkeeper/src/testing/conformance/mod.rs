@@ -20,7 +20,7 @@ use std::pin::Pin;
 
 use innkeeper_api::{Capability, DriverReport};
 
-pub use context::{Context, Setup};
+pub use context::{Context, Open, Setup};
 pub use guests::{Act, FakeGuest, Guest, Part, TinyGuest, Word};
 
 /// What a trial needs.
