@@ -46,7 +46,7 @@ fn ask(
             let forward = ForwardSpec {
                 protocol: Protocol::Tcp,
                 host_address: std::net::Ipv4Addr::LOCALHOST.into(),
-                host_port: 0,
+                host_port: crate::engine::ports::free_port().ok()?,
                 guest_port: 80,
             };
             spec.networks = vec![NetworkSpec {
