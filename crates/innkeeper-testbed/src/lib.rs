@@ -2,6 +2,8 @@
 //! that are built once and lent to each installation.
 //!
 //! The programs beside this library are the test doubles: `fake-hypervisor`, and `testbed`, which runs keepers that know the fake drivers.
+//! All of it is for Linux, where the fake hypervisor runs.
+#![cfg(target_os = "linux")]
 
 mod agent;
 mod cache;

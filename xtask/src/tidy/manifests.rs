@@ -26,6 +26,8 @@ const LAWS: &[(&str, &[&str])] = &[
     // Its hidden subcommand `netd` calls the network's own entry point.
     ("inn", &["innkeeper", "innkeeper-api", "innkeeper-net"]),
     ("inn-serve", &["innkeeper", "innkeeper-api"]),
+    // Test doubles; nothing of the product imports it.
+    ("innkeeper-testbed", &["innkeeper", "innkeeper-agent"]),
     ("xtask", &[]),
 ];
 

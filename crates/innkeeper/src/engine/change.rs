@@ -126,11 +126,12 @@ impl Engine {
         }
         let _lock = self.lock(bundle).await?;
         let replaced = replace(bundle, expected, text)?;
-        self.root.event_log().append(
+        self.note(
             Some(bundle.name()),
             innkeeper_api::EventKind::SpecChanged {
                 fields: replaced.fields,
             },
-        )
+        );
+        Ok(())
     }
 }

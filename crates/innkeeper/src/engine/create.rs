@@ -39,12 +39,12 @@ impl Engine {
         let bundle = self.fill(&half, &spec, progress).await.map_err(wrap)?;
         match half.finish() {
             Ok(made) => {
-                self.root.event_log().append(
+                self.note(
                     Some(name),
                     EventKind::Created {
                         driver: bundle.driver,
                     },
-                )?;
+                );
                 self.look(&made).await
             }
             Err(error) => {

@@ -73,12 +73,12 @@ impl Engine {
             }
         };
         if known.as_ref() != Some(&image.digest) {
-            self.root.event_log().append(
+            self.note(
                 None,
                 EventKind::ImageAdded {
                     image: image.reference.clone(),
                 },
-            )?;
+            );
         }
         Ok(image)
     }
@@ -119,12 +119,12 @@ impl Engine {
             .images
             .import(path, name, format, arch, Arc::new(innkeeper_image::Silent))
             .await?;
-        self.root.event_log().append(
+        self.note(
             None,
             EventKind::ImageAdded {
                 image: image.reference.clone(),
             },
-        )?;
+        );
         Ok(image)
     }
 
@@ -153,12 +153,12 @@ impl Engine {
         };
         self.images.rm(reference, arch, run)?;
         if !dry_run {
-            self.root.event_log().append(
+            self.note(
                 None,
                 EventKind::ImageRemoved {
                     image: info.reference.clone(),
                 },
-            )?;
+            );
         }
         Ok(info)
     }

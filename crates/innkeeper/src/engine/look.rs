@@ -35,7 +35,12 @@ impl Engine {
                     Found::Nothing => {}
                     Found::Ended(recorded) => {
                         let identity = bundle.identity()?;
-                        recover::settle(&self.root, bundle, &identity, &recorded)?;
+                        let settled = recover::settle(&self.root, bundle, &identity, &recorded);
+                        if settled.is_err() {
+                            // It can't be written down now, as on a full disk; it is true all the same.
+                            let power = recorded.failed.map_or(Power::Stopped, Power::Failed);
+                            return self.describe_as(bundle, power, Some(recorded.since));
+                        }
                     }
                     // Only a keeper can tell: the guest may have powered off while nobody watched.
                     Found::Running(_) | Found::Orphan => {
@@ -103,7 +108,11 @@ impl Engine {
             Some(reason) => Power::Failed(reason),
             None => Power::Stopped,
         };
-        let live = Live::off(power, recorded.map(|recorded| recorded.since));
+        self.describe_as(bundle, power, recorded.map(|recorded| recorded.since))
+    }
+
+    fn describe_as(&self, bundle: &Bundle, power: Power, since: Option<String>) -> Result<VmInfo> {
+        let live = Live::off(power, since);
         Ok(describe(
             bundle,
             &bundle.identity()?,

@@ -59,6 +59,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
+    /// Writes down what was done. It is done whether or not that can be told: an error here, as on a full disk, would be a lie.
+    pub(super) fn note(&self, vm: Option<&str>, kind: innkeeper_api::EventKind) {
+        let _ = self.root.event_log().append(vm, kind);
+    }
+
     /// Returns the installation's SSH key.
     pub(crate) fn ssh_key(&self) -> SshKey {
         SshKey(self.root.home().join("ssh/id_ed25519"))

@@ -13,7 +13,8 @@ impl Engine {
     pub(crate) async fn remove(&self, name: &str, force: bool) -> Result<()> {
         let bundle = self.root.bundle(name)?;
         self.may(&bundle, Request::Remove { force }).await?;
-        if force {
+        // Without an identity there is no way to its keeper; the lock, taken below, says whether it has one.
+        if force && bundle.identity().is_ok() {
             self.kill(name).await?;
         }
         let _lock = self.lock(&bundle).await?;
@@ -21,10 +22,10 @@ impl Engine {
         // A VM whose identity can't be read can be removed all the same.
         let identity = bundle.identity().ok();
         let hidden = self.root.begin_deleting(&bundle)?;
-        self.root
-            .event_log()
-            .append(Some(name), EventKind::Removed)?;
-        self.finish_removing(identity.as_ref(), &hidden)
+        self.finish_removing(identity.as_ref(), &hidden)?;
+        // Last: on a full disk there is space for it only now.
+        self.note(Some(name), EventKind::Removed);
+        Ok(())
     }
 
     fn finish_removing(&self, identity: Option<&Identity>, hidden: &std::path::Path) -> Result<()> {
@@ -72,12 +73,13 @@ impl Engine {
         let _lock = self.lock(&bundle).await?;
         self.may_now(&bundle, Request::Rename)?;
         self.root.rename(&bundle, to)?;
-        self.root.event_log().append(
+        self.note(
             Some(to),
             EventKind::Renamed {
                 from: from.to_owned(),
             },
-        )
+        );
+        Ok(())
     }
 
     /// Sets or lifts the protection of a VM.

@@ -7,8 +7,8 @@ use super::Engine;
 use super::configure::configure;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
-use crate::spec::{Arch, DriverChoice, MachineChoice, VmSpec};
-use crate::store::{Bundle, Identity};
+use crate::spec::{Arch, Bytes, DiskFormat, DriverChoice, MachineChoice, VmSpec};
+use crate::store::{Bundle, Identity, IdentityDisk};
 
 /// Which driver, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -141,6 +141,7 @@ impl Engine {
         };
         let identity = Identity {
             machine: machine.clone().unwrap_or_default(),
+            disks: with_disks_to_come(identity, spec),
             ..identity.clone()
         };
         let sockets = self.root.socket_directory(&identity.id);
@@ -178,6 +179,24 @@ fn because(notes: &[String]) -> String {
     } else {
         format!(" ({})", notes.join("; "))
     }
+}
+
+/// The disks that a VM has, and those that its spec asks for and that are not made yet: a driver is asked about all of them.
+fn with_disks_to_come(identity: &Identity, spec: &VmSpec) -> Vec<IdentityDisk> {
+    let mut disks = identity.disks.clone();
+    for asked in spec.disks.iter().filter(|disk| disk.path.is_none()) {
+        if disks.iter().all(|own| own.name != asked.name) {
+            disks.push(IdentityDisk {
+                name: asked.name.clone(),
+                file: format!("disks/{}.raw", asked.name).into(),
+                format: DiskFormat::Raw.to_string(),
+                backing_format: None,
+                layer: None,
+                size: asked.size.map_or(0, Bytes::get),
+            });
+        }
+    }
+    disks
 }
 
 /// One error that names every reason.

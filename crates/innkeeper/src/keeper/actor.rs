@@ -18,7 +18,7 @@ use innkeeper_api::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::agent::{AgentLink, AgentNews};
 use super::live::{Live, SshKey, describe};
@@ -41,8 +41,8 @@ const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long after the agent announced the power-off the machine may take to tell it, before the hypervisor is told to quit. Machines
 /// without ACPI never tell it.
 const ANNOUNCED_TIMEOUT: Duration = Duration::from_millis(1500);
-/// A keeper that nobody asks to do anything ends after this.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A keeper that nobody asks to do anything ends after this: sooner than a command that needs the VM's lock gives up waiting for it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Logs, sockets and silence are looked after this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -87,8 +87,9 @@ pub(crate) struct Context {
 enum News {
     Launched(Box<Result<(Running, Identity)>>),
     Asked(StoppedBy),
-    Agent(AgentNews),
-    Ready(super::readiness::Sign),
+    /// Of the agent of a run: what is left of an earlier run must not be taken for news of this one.
+    Agent(u64, AgentNews),
+    Ready(u64, super::readiness::Sign),
     Failed(&'static str, Error),
 }
 
@@ -118,6 +119,9 @@ pub(crate) struct Actor {
     announced: bool,
     agent: watch::Sender<Option<AgentLink>>,
     watcher: Option<Watcher>,
+    /// Number of the present run, and what carries the news of its agent.
+    run: u64,
+    agent_news: Option<AbortHandle>,
     info: watch::Sender<Arc<VmInfo>>,
     news: mpsc::UnboundedSender<News>,
     incoming: mpsc::UnboundedReceiver<News>,
@@ -162,6 +166,8 @@ impl Actor {
             announced: false,
             agent: watch::Sender::new(None),
             watcher: None,
+            run: 0,
+            agent_news: None,
             info: watch::Sender::new(Arc::new(told)),
             news,
             incoming,
@@ -256,6 +262,7 @@ impl Actor {
                     "the hypervisor can't be reached: {}",
                     error.chain().join(": ")
                 ));
+                self.live.vmm_pid = Some(machine.pid()).filter(|pid| *pid > 0);
                 self.machine = Some(Arc::new(machine));
                 Ok(())
             }
@@ -447,8 +454,9 @@ impl Actor {
         let machine: Arc<dyn Machine> = Arc::from(running.machine);
         self.live.vmm_pid = Some(machine.pid());
         self.live.accel = Some(machine.accel().to_owned());
-        self.live.keeper_pid = Some(std::process::id());
         self.started = Some(Instant::now());
+        self.run += 1;
+        let run = self.run;
         self.machine_events = Some(running.events);
         self.machine = Some(machine.clone());
         let spec = self.applied.as_ref().unwrap_or(&self.asked);
@@ -463,7 +471,7 @@ impl Actor {
         let news = self.news.clone();
         tokio::spawn(async move {
             while let Some(sign) = signs.recv().await {
-                if news.send(News::Ready(sign)).is_err() {
+                if news.send(News::Ready(run, sign)).is_err() {
                     return;
                 }
             }
@@ -472,13 +480,14 @@ impl Actor {
         let (link, mut agent_news) = AgentLink::open(machine, &spec.shares);
         self.agent.send_replace(Some(link));
         let news = self.news.clone();
-        tokio::spawn(async move {
+        let carrier = tokio::spawn(async move {
             while let Some(item) = agent_news.recv().await {
-                if news.send(News::Agent(item)).is_err() {
+                if news.send(News::Agent(run, item)).is_err() {
                     return;
                 }
             }
         });
+        self.agent_news = Some(carrier.abort_handle());
     }
 
     fn stop(&mut self, request: &StopRequest, reply: oneshot::Sender<Result<StopOutcome>>) {
@@ -703,9 +712,11 @@ impl Actor {
         let Some(machine) = self.machine.clone() else {
             return;
         };
-        if self.quit_at.is_some() {
+        // An announcement alone only set the time after which it is told; now the machine itself says that the guest is off.
+        if self.quit_at.is_some() && !self.announced {
             return;
         }
+        self.announced = false;
         self.quit_at = Instant::now().checked_add(QUIT_TIMEOUT);
         if let Some(ending) = &mut self.ending {
             ending.deadline = None;
@@ -742,8 +753,9 @@ impl Actor {
                     ending.by = by;
                 }
             }
-            News::Agent(news) => self.agent_news(news),
-            News::Ready(sign) => self.facts.note_sign(sign),
+            News::Agent(run, news) if run == self.run => self.agent_news(news),
+            News::Ready(run, sign) if run == self.run => self.facts.note_sign(sign),
+            News::Agent(..) | News::Ready(..) => {}
             News::Failed("launch", _) => self.finish(PowerEvent::Gone),
             News::Failed(what, error) => {
                 self.say(&format!("can't {what}: {}", error.chain().join(": ")))
@@ -855,10 +867,24 @@ impl Actor {
     }
 
     fn housekeeping(&mut self) {
+        self.look_after_the_unreachable();
         for log in ["log/serial.log", "log/vmm.log", "log/keeper.log"] {
             if let Err(error) = turn_over(&self.context.bundle.path(log)) {
                 self.say(&format!("can't turn over {log}: {error}"));
             }
+        }
+    }
+
+    /// A hypervisor that can't be talked to tells no end either; its lock does.
+    fn look_after_the_unreachable(&mut self) {
+        let unwatched = self.machine.is_some() && self.machine_events.is_none();
+        if unwatched && matches!(self.context.bundle.hypervisor_lives(), Ok(false)) {
+            let reason = "the hypervisor ended while it could not be reached".to_owned();
+            let event = match &self.ending {
+                Some(ending) if ending.by == StoppedBy::Kill => PowerEvent::Gone,
+                _ => PowerEvent::Broke(reason),
+            };
+            self.finish(event);
         }
     }
 
@@ -872,13 +898,25 @@ impl Actor {
         self.announced = false;
         self.watcher = None;
         self.agent.send_replace(None);
+        // Nobody takes its news any more, so the link ends: it must not open the channel of the next run.
+        if let Some(carrier) = self.agent_news.take() {
+            carrier.abort();
+        }
+        self.run += 1;
         self.started = None;
         let before = self.state();
         let power = self.live.power.next(event).unwrap_or(Power::Stopped);
         self.live = Live::off(power, Some(timestamp()));
         self.facts = Facts::default();
         self.applied = None;
-        if let Err(error) = self.record_end() {
+        let again = std::mem::take(&mut self.restart) && matches!(self.live.power, Power::Stopped);
+        // A keeper that goes on keeps the directory of its own socket.
+        let recorded = if again {
+            self.context.bundle.end_run(&self.how_it_is())
+        } else {
+            self.record_end()
+        };
+        if let Err(error) = recorded {
             self.say(&format!(
                 "can't record the end of the run: {}",
                 error.chain().join(": ")
@@ -886,13 +924,13 @@ impl Actor {
         }
         self.note_state(before);
         let ending = self.ending.take();
-        let again = std::mem::take(&mut self.restart) && matches!(self.live.power, Power::Stopped);
         if again {
+            self.answer_when_started(ending);
             self.launch();
-        } else {
-            // From here on the VM is anybody's: nothing of it may be touched any more.
-            self.lock = None;
+            return self.publish();
         }
+        // From here on the VM is anybody's: nothing of it may be touched any more.
+        self.lock = None;
         self.publish();
         if let Some(ending) = ending {
             let outcome = StopOutcome {
@@ -911,19 +949,44 @@ impl Actor {
         }
     }
 
-    fn record_end(&mut self) -> Result<()> {
-        let recorded = RecordedPower {
+    /// Whoever asked for a restart is answered when the new run has begun, or could not.
+    fn answer_when_started(&mut self, ending: Option<Ending>) {
+        let Some(ending) = ending else { return };
+        let outcome = StopOutcome {
+            by: ending.by,
+            elapsed_ms: u64::try_from(ending.asked.elapsed().as_millis()).unwrap_or(u64::MAX),
+        };
+        for waiter in ending.waiters {
+            let outcome = outcome.clone();
+            let (started, answer) = oneshot::channel();
+            self.starters.push(started);
+            tokio::spawn(async move {
+                let result = match answer.await {
+                    Ok(started) => started.map(|_| outcome),
+                    Err(_) => Err(Error::new(ErrorKind::Unreachable, "the keeper is ending")),
+                };
+                // The asker may have gone away.
+                let _ = waiter.send(result);
+            });
+        }
+    }
+
+    fn how_it_is(&self) -> RecordedPower {
+        RecordedPower {
             failed: match &self.live.power {
                 Power::Failed(reason) => Some(reason.clone()),
                 _ => None,
             },
             since: self.live.since.clone().unwrap_or_else(timestamp),
-        };
+        }
+    }
+
+    fn record_end(&mut self) -> Result<()> {
         recover::settle(
             &self.context.root,
             &self.context.bundle,
             &self.context.identity,
-            &recorded,
+            &self.how_it_is(),
         )
     }
 
@@ -958,6 +1021,8 @@ impl Actor {
             self.live.since = Some(timestamp());
             self.note_state(before);
         }
+        // A VM that is launched, or can't be reached, has a keeper as well: commands must find it there.
+        self.live.keeper_pid = self.live.power.is_live().then(std::process::id);
         let context = &self.context;
         let told = describe(
             &context.bundle,

@@ -75,8 +75,11 @@ async fn prepare(host: &Host, name: &str) -> Result<(Actor, UnixListener, Keeper
         key: host.ssh_key(),
         log: log.clone(),
     };
+    let (sockets, id) = (context.root.clone(), context.identity.id.clone());
     let mut actor = Actor::new(context, lock)?;
     actor.take_over().await?;
+    // What was settled took the directory of the sockets with it.
+    sockets.make_socket_directory(&id)?;
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket)
         .map_err(|error| Error::io(format!("can't listen on {}", socket.display()), error))?;

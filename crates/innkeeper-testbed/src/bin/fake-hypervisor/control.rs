@@ -24,7 +24,8 @@ pub(crate) fn start(guest: &Arc<Guest>, listener: UnixListener) {
                 );
             }
             current = stream.try_clone().ok();
-            if guest.plan.script.mute_control {
+            guest.remember_control(&stream);
+            if guest.plan.script.mute_control || guest.hangs() {
                 continue;
             }
             let guest = guest.clone();
@@ -125,6 +126,7 @@ pub(crate) fn start_pokes(guest: &Arc<Guest>, listener: UnixListener) {
                 "panic" => guest.panic(),
                 "mute" => guest.signal_agent(Signal::STOP),
                 "unmute" => guest.signal_agent(Signal::CONT),
+                "hang" => guest.hang(),
                 "exit" => {
                     eprintln!("fake: ends by itself, as told");
                     std::process::exit(3);

@@ -10,6 +10,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -33,6 +34,9 @@ struct Inside {
     agent: Option<Child>,
     /// Takes what happens to the control connection.
     listener: Option<Sender<ControlMessage>>,
+    /// The control connection, to be cut.
+    control: Option<UnixStream>,
+    hangs: bool,
 }
 
 pub(crate) struct Guest {
@@ -52,6 +56,8 @@ impl Guest {
             state: GuestState::Running,
             agent: None,
             listener: None,
+            control: None,
+            hangs: false,
         };
         Arc::new(Guest {
             plan,
@@ -196,6 +202,24 @@ impl Guest {
     pub(crate) fn panic(&self) {
         self.print("Kernel panic - not syncing: fake\n");
         Self::tell(&self.inside(), ControlMessage::Panicked);
+    }
+
+    pub(crate) fn remember_control(&self, stream: &UnixStream) {
+        self.inside().control = stream.try_clone().ok();
+    }
+
+    pub(crate) fn hangs(&self) -> bool {
+        self.inside().hangs
+    }
+
+    /// Cuts the control connection and greets nobody from now on.
+    pub(crate) fn hang(&self) {
+        let mut inside = self.inside();
+        inside.hangs = true;
+        if let Some(control) = inside.control.take() {
+            // Fails only if the peer has closed it.
+            let _ = control.shutdown(std::net::Shutdown::Both);
+        }
     }
 
     /// Presses the power button.

@@ -1,122 +1,21 @@
 //! The helper of installations under test, and commands that tests kill.
 //!
 //! `testbed keeper NAME` keeps a VM, with the fake drivers that its environment names. `testbed create|remove|start NAME` do what `inn`
-//! does, for fault tests; `create` can kill itself at a step of its progress. `testbed listen PORT` answers HTTP until its input ends.
+//! does, for fault tests; `create` can kill itself at a step of its progress. `testbed listen PORT` answers HTTP until its input ends; `testbed matrix
+//! DIRECTORY` prints `docs/drivers.md` from the records of trials.
 
-use std::io::{Read, Write};
+#[cfg(target_os = "linux")]
+mod commands;
+
 use std::process::ExitCode;
 
-use innkeeper::progress::{Progress, Update};
-use innkeeper::spec::{BootSpec, VmSpec};
-use innkeeper_testbed::host_from_environment;
-
+#[cfg(target_os = "linux")]
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let ["listen", port] = words.as_slice() {
-        return listen(port);
-    }
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("testbed: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(run(&words)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((code, message)) => {
-            eprintln!("testbed: {message}");
-            ExitCode::from(code)
-        }
-    }
+    commands::main()
 }
 
-async fn run(words: &[&str]) -> Result<(), (u8, String)> {
-    let host = host_from_environment().map_err(|message| (2, message))?;
-    let failed = |error: innkeeper::Error| (error.exit_code(), error.chain().join(": "));
-    match words {
-        ["keeper", name] => innkeeper::keeper::run(&host, name).await.map_err(failed),
-        ["create", name, image, kernel, rest @ ..] => {
-            let progress = Deadly {
-                step: rest.first().map(|step| (*step).to_owned()),
-            };
-            let spec = VmSpec {
-                image: (*image != "none").then(|| (*image).to_owned()),
-                boot: BootSpec {
-                    firmware: None,
-                    kernel: Some(kernel.into()),
-                    initrd: None,
-                    cmdline: None,
-                },
-                ready: Some(innkeeper::spec::ReadyWhen::None),
-                ..VmSpec::default()
-            };
-            host.create(name, spec, &progress)
-                .await
-                .map(drop)
-                .map_err(failed)
-        }
-        ["start", name] => host.start(name).await.map(drop).map_err(failed),
-        ["remove", name] => host.remove(name, true).await.map_err(failed),
-        ["import", path, name] => host
-            .import_image(
-                path.as_ref(),
-                name,
-                innkeeper::spec::DiskFormat::Raw,
-                None,
-                &innkeeper::progress::Silent,
-            )
-            .await
-            .map(drop)
-            .map_err(failed),
-        _ => Err((
-            2,
-            "usage: testbed keeper|create|start|remove|import|listen ...".to_owned(),
-        )),
-    }
-}
-
-/// Kills this process, as by `kill -9`, when a step of the work begins.
-struct Deadly {
-    step: Option<String>,
-}
-
-impl Progress for Deadly {
-    fn report(&self, update: Update<'_>) {
-        if self.step.as_deref() == Some(update.step) {
-            let _ = rustix::process::kill_process(
-                rustix::process::getpid(),
-                rustix::process::Signal::KILL,
-            );
-        }
-    }
-}
-
-/// Answers every connection to a port, until standard input ends: whoever started it is gone then.
-fn listen(port: &str) -> ExitCode {
-    let listener = match port
-        .parse()
-        .map(|port: u16| std::net::TcpListener::bind(("127.0.0.1", port)))
-    {
-        Ok(Ok(listener)) => listener,
-        _ => {
-            eprintln!("testbed: can't listen on port {port}");
-            return ExitCode::FAILURE;
-        }
-    };
-    std::thread::spawn(move || {
-        while let Ok((mut stream, _)) = listener.accept() {
-            let mut request = [0; 1024];
-            // The answer is the same whatever was asked; a client that vanished needs none.
-            let _ = stream.read(&mut request);
-            let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nfake\n");
-        }
-    });
-    let mut rest = Vec::new();
-    let _ = std::io::stdin().read_to_end(&mut rest);
-    ExitCode::SUCCESS
+#[cfg(not(target_os = "linux"))]
+fn main() -> ExitCode {
+    eprintln!("testbed runs on Linux only");
+    ExitCode::FAILURE
 }

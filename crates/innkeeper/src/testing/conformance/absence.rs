@@ -18,10 +18,12 @@ fn ask(
 ) -> Option<&'static str> {
     match capability {
         Capability::BootUefi => {
+            no_kernel(spec);
             spec.boot.firmware = Some(Firmware::Uefi);
             Some("boot.firmware")
         }
         Capability::BootBios => {
+            no_kernel(spec);
             spec.boot.firmware = Some(Firmware::Bios);
             Some("boot.firmware")
         }
@@ -44,7 +46,7 @@ fn ask(
             let forward = ForwardSpec {
                 protocol: Protocol::Tcp,
                 host_address: std::net::Ipv4Addr::LOCALHOST.into(),
-                host_port: 0,
+                host_port: crate::engine::ports::free_port().ok()?,
                 guest_port: 80,
             };
             spec.networks = vec![NetworkSpec {
@@ -64,6 +66,13 @@ fn ask(
         }
         _ => None,
     }
+}
+
+/// Firmware finds its own kernel: a spec that names both contradicts itself.
+fn no_kernel(spec: &mut VmSpec) {
+    spec.boot.kernel = None;
+    spec.boot.initrd = None;
+    spec.boot.cmdline = None;
 }
 
 pub(super) async fn what_a_driver_lacks_is_refused_by_its_field(context: &Context) -> Verdict {

@@ -17,10 +17,13 @@ use crate::spec::VmSpec;
 /// How often a condition is looked at that nobody tells of.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Opens an installation; with a name, as if the computer had been restarted and its boot had that name.
+pub type Open = dyn Fn(Option<&str>) -> crate::Result<Host> + Send + Sync;
+
 /// What a harness hands over for one trial.
 pub struct Setup {
-    /// Opens the installation of this trial; with a name, as if the computer had been restarted and its boot had that name.
-    pub open: Box<dyn Fn(Option<&str>) -> crate::Result<Host> + Send + Sync>,
+    /// Opens the installation of this trial.
+    pub open: Box<Open>,
     /// The runtime directory of the installation.
     pub runtime: PathBuf,
     /// Name of the driver.

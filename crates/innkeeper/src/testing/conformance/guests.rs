@@ -50,6 +50,8 @@ pub enum Act {
     Unmute,
     /// Its hypervisor ends by itself, with a code.
     Exit,
+    /// Its hypervisor lives and answers nothing any more.
+    Hang,
 }
 
 /// The guest at hand.
@@ -110,9 +112,9 @@ impl Guest for TinyGuest {
             Act::Mute | Act::Unmute => {
                 Err("the agent is the guest's init, which can't be stopped".to_owned())
             }
-            Act::Exit => {
-                Err("a real hypervisor does not end by itself when a trial wants it".to_owned())
-            }
+            Act::Exit | Act::Hang => Err(
+                "a real hypervisor does not end or hang by itself when a trial wants it".to_owned(),
+            ),
         }
     }
 
@@ -215,6 +217,7 @@ impl Guest for FakeGuest {
             Act::Mute => "mute",
             Act::Unmute => "unmute",
             Act::Exit => "exit",
+            Act::Hang => "hang",
         };
         self.poke(host, vm, word).await
     }

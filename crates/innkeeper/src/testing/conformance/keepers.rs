@@ -151,6 +151,19 @@ pub(super) async fn a_hypervisor_killed_without_a_keeper_is_failed(context: &Con
         .map(drop)
 }
 
+pub(super) async fn starts_at_once_after_all_was_killed(context: &Context) -> Verdict {
+    let info = context.running("phoenix").await?;
+    kill_process(context, info.keeper_pid).await?;
+    kill_process(context, info.vmm_pid).await?;
+    // No look in between: the start itself must find out what happened, and go on.
+    context.start("phoenix").await?;
+    context.host.kill("phoenix").await?;
+    context
+        .expect_state("phoenix", VmState::Stopped)
+        .await
+        .map(drop)
+}
+
 pub(super) async fn a_power_off_without_a_keeper_is_stopped(context: &Context) -> Verdict {
     let info = ready_or_running(context, "alone").await?;
     let guest = &context.setup.guest;
@@ -261,6 +274,64 @@ pub(super) async fn a_silent_agent_is_told_and_nothing_is_killed(context: &Conte
         outcome.by
     );
     Ok(())
+}
+
+pub(super) async fn a_hypervisor_that_hangs_is_told_stale_and_can_be_killed(
+    context: &Context,
+) -> Verdict {
+    let name = "hangs";
+    context.create(name, context.spec()).await?;
+    for keeper_dies in [false, true] {
+        let info = context.start(name).await?;
+        context
+            .setup
+            .guest
+            .act(&context.host, &info, Act::Hang)
+            .await?;
+        if keeper_dies {
+            kill_process(context, info.keeper_pid).await?;
+        }
+        let stale = context
+            .until(name, "told stale", |info| info.stale_since.is_some())
+            .await?;
+        require!(
+            matches!(stale.state, VmState::Running | VmState::Ready),
+            "a hypervisor that hangs is told {} ({:?})",
+            stale.state,
+            stale.reason
+        );
+        require!(
+            stale.keeper_pid.is_some() && stale.vmm_pid == info.vmm_pid,
+            "it tells {stale:?}"
+        );
+        let outcome = context.host.kill(name).await?;
+        require!(
+            outcome.by == StoppedBy::Kill,
+            "it was ended by {:?}",
+            outcome.by
+        );
+        let pid = info.vmm_pid.unwrap_or_default();
+        context
+            .eventually("the hypervisor's end", || !lives(pid))
+            .await?;
+        context.expect_state(name, VmState::Stopped).await?;
+    }
+    // Ended by somebody else while nobody can talk to it: its end must be noticed all the same.
+    let info = context.start(name).await?;
+    context
+        .setup
+        .guest
+        .act(&context.host, &info, Act::Hang)
+        .await?;
+    kill_process(context, info.keeper_pid).await?;
+    context
+        .until(name, "told stale", |info| info.stale_since.is_some())
+        .await?;
+    kill_process(context, info.vmm_pid).await?;
+    context
+        .until(name, "failed", |info| info.state == VmState::Failed)
+        .await
+        .map(drop)
 }
 
 pub(super) async fn a_vm_is_removed_after_its_keeper_was_killed(context: &Context) -> Verdict {

@@ -125,6 +125,14 @@ pub(super) async fn stops_by_the_agent_and_says_so(context: &Context) -> Verdict
         "it stopped by {:?}",
         outcome.by
     );
+    // A guest that takes no time to power off shows what the manager adds.
+    if context.setup.guest.can(Act::Exit).is_ok() {
+        require!(
+            outcome.elapsed_ms < 1000,
+            "the stop took {} ms",
+            outcome.elapsed_ms
+        );
+    }
     context
         .expect_state("polite", VmState::Stopped)
         .await
@@ -357,6 +365,26 @@ pub(super) async fn a_restart_starts_what_is_stopped(context: &Context) -> Verdi
     );
     context.host.kill("cold").await?;
     Ok(())
+}
+
+pub(super) async fn a_restart_that_cannot_start_is_told(context: &Context) -> Verdict {
+    let words = context.spec_that_is(Word::FailingLaunch)?.boot.cmdline;
+    context.ready("halfway").await?;
+    context
+        .host
+        .set("halfway", &[("boot.cmdline".to_owned(), words)], false)
+        .await?;
+    let restarted = context.host.restart("halfway", context.gently()).await;
+    refused(
+        "the restart",
+        restarted,
+        ErrorKind::Failure,
+        &["halfway", "as told"],
+    )?;
+    context
+        .expect_state("halfway", VmState::Failed)
+        .await
+        .map(drop)
 }
 
 pub(super) async fn a_reboot_of_the_guest_keeps_it_running(context: &Context) -> Verdict {

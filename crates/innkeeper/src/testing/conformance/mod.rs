@@ -20,7 +20,7 @@ use std::pin::Pin;
 
 use innkeeper_api::{Capability, DriverReport};
 
-pub use context::{Context, Setup};
+pub use context::{Context, Open, Setup};
 pub use guests::{Act, FakeGuest, Guest, Part, TinyGuest, Word};
 
 /// What a trial needs.
@@ -138,7 +138,7 @@ macro_rules! trials {
     };
 }
 
-use Act::{Exit, Mute, Panic, PowerOff, Reboot};
+use Act::{Exit, Hang, Mute, Panic, PowerOff, Reboot};
 use Capability as C;
 use Need::{Can, Does, Has, Says};
 use Part::{Agent, Console, Mounts, Network};
@@ -160,6 +160,7 @@ pub const TRIALS: &[Trial] = trials![
     lifecycle::a_stop_that_races_a_start_leaves_order [],
     lifecycle::restarts [Has(Agent)],
     lifecycle::a_restart_starts_what_is_stopped [],
+    lifecycle::a_restart_that_cannot_start_is_told [Says(FailingLaunch), Has(Agent)],
     lifecycle::a_reboot_of_the_guest_keeps_it_running [Can(C::RebootTold), Does(Reboot), Has(Agent)],
     lifecycle::a_guest_that_powers_off_is_stopped [Can(C::ShutdownTold), Does(PowerOff)],
     lifecycle::a_panic_is_told_and_nothing_is_killed [Does(Panic)],
@@ -174,9 +175,11 @@ pub const TRIALS: &[Trial] = trials![
     keepers::a_command_outlives_the_keeper [Can(C::Adoption), Has(Agent)],
     keepers::stops_after_the_keeper_was_killed [Can(C::Adoption), Has(Agent)],
     keepers::a_hypervisor_killed_without_a_keeper_is_failed [Can(C::Adoption)],
+    keepers::starts_at_once_after_all_was_killed [],
     keepers::a_power_off_without_a_keeper_is_stopped [Can(C::Adoption), Can(C::ShutdownTold), Does(PowerOff)],
     keepers::a_restart_of_the_computer_is_stopped [],
     keepers::a_silent_agent_is_told_and_nothing_is_killed [Does(Mute), Has(Agent)],
+    keepers::a_hypervisor_that_hangs_is_told_stale_and_can_be_killed [Can(C::Adoption), Does(Hang)],
     keepers::a_vm_is_removed_after_its_keeper_was_killed [Can(C::Adoption)],
     changes::a_running_vm_is_removed_by_force_only [],
     changes::a_protected_vm_is_not_removed [],

@@ -1,8 +1,4 @@
-//! The conformance trials, each with each driver, as tests: `DRIVER::TRIAL`.
-//!
-//! Each has an installation of its own and is judged by its outcome, by breaches of the driver contract and by what it leaves behind. At
-//! most two guests run at once, across processes. `INNKEEPER_REQUIRE_DRIVERS=qemu` turns a driver that is missing, or lacks its guest, into a
-//! failure; otherwise what can't be run says why. What came of each is written as JSON for `innkeeper::testing::matrix`.
+//! Makes a test of each trial with each driver, runs it, and judges it.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -25,7 +21,7 @@ const PROGRAMS: Programs = Programs {
 /// Emulated guests that may run at once.
 const GUESTS_AT_ONCE: usize = 2;
 
-fn main() {
+pub(crate) fn main() {
     let mut arguments = Arguments::from_args();
     // Trials wait more than they work, but a loaded computer makes deadlines meaningless.
     arguments.test_threads.get_or_insert(GUESTS_AT_ONCE);
