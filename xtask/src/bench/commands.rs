@@ -137,6 +137,39 @@ pub(crate) fn exec(arguments: &CommandArguments) -> Result<()> {
     )
 }
 
+/// Measures `inn create` from a 10 GiB image, which `rm` undoes untimed, against `qemu-img create -b`.
+pub(crate) fn create(arguments: &CommandArguments) -> Result<()> {
+    let mut installation = Installation::new(arguments)?;
+    let image = installation.root.join("image.raw");
+    let overlay = installation.root.join("overlay.qcow2");
+    std::fs::File::create(&image)
+        .and_then(|file| file.set_len(10 << 30))
+        .with_context(|| format!("making {}", image.display()))?;
+    let mut import =
+        installation.command(&["image", "import", "--name", "bench", "--format", "raw"]);
+    import.arg(&image);
+    finish(import)?;
+    installation.vms.push("bench".to_owned());
+    let installation = &installation;
+    let pair = Pair {
+        name: "inn create, 10 GiB image".to_owned(),
+        ours: Box::new(|| {
+            let taken = finish(installation.command(&["create", "bench", "--name", "bench"]))?;
+            finish(installation.command(&["rm", "--yes", "bench"]))?;
+            Ok(taken)
+        }),
+        theirs: Box::new(|| {
+            let mut command = Command::new("qemu-img");
+            command
+                .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+                .args([&image, &overlay]);
+            finish(command)
+        }),
+        goal: Some(Goal::OursAtMost(15.0)),
+    };
+    measure("create", vec![pair], arguments.pairs)
+}
+
 fn compare(
     name: &str,
     installation: &Installation,

@@ -39,6 +39,8 @@ enum Bench {
     Ls(commands::CommandArguments),
     /// `inn exec NAME true` in a running tiny guest, against /bin/true on the host.
     Exec(commands::CommandArguments),
+    /// `inn create` from a 10 GiB image, against `qemu-img create -b`.
+    Create(commands::CommandArguments),
 }
 
 /// One measured run of a side.
@@ -108,6 +110,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         Bench::Version(arguments) => commands::version(arguments),
         Bench::Ls(arguments) => commands::ls(arguments),
         Bench::Exec(arguments) => commands::exec(arguments),
+        Bench::Create(arguments) => commands::create(arguments),
     }
 }
 
