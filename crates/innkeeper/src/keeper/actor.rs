@@ -97,6 +97,8 @@ enum News {
 struct Ending {
     by: StoppedBy,
     force: bool,
+    /// Whether the agent was there to be asked; if not, it is asked when it says hello.
+    agent_asked: bool,
     asked: Instant,
     deadline: Option<Instant>,
     waiters: Vec<oneshot::Sender<Result<StopOutcome>>>,
@@ -526,6 +528,7 @@ impl Actor {
         self.ending = Some(Ending {
             by: StoppedBy::Guest,
             force,
+            agent_asked: false,
             asked: Instant::now(),
             deadline,
             waiters: vec![reply],
@@ -535,6 +538,9 @@ impl Actor {
             return;
         };
         let agent = agent.filter(|_| self.live.agent.state == innkeeper_api::AgentState::Ready);
+        if let Some(ending) = &mut self.ending {
+            ending.agent_asked = agent.is_some();
+        }
         let news = self.news.clone();
         let patience = timeout / 3;
         tokio::spawn(async move {
@@ -560,6 +566,7 @@ impl Actor {
                 let ending = self.ending.get_or_insert_with(|| Ending {
                     by: StoppedBy::Kill,
                     force: true,
+                    agent_asked: true,
                     asked: Instant::now(),
                     deadline: None,
                     waiters: Vec::new(),
@@ -778,6 +785,7 @@ impl Actor {
                 self.live.agent.silent_seconds = None;
                 self.facts.agent = true;
                 self.note(EventKind::AgentHello { version });
+                self.ask_late_agent();
             }
             AgentNews::Addresses(addresses) => self.live.addresses = addresses,
             AgentNews::CloudInit(status) => self.facts.cloud_init = Some(status),
@@ -805,6 +813,23 @@ impl Actor {
             AgentNews::Halting { .. } => {}
             AgentNews::Problem(message) => self.say(&message),
         }
+    }
+
+    /// A stop that was asked for while the guest booted, or while nobody had its channel, is passed on to its agent now.
+    fn ask_late_agent(&mut self) {
+        let (Some(ending), Some(agent)) = (&mut self.ending, self.agent.borrow().clone()) else {
+            return;
+        };
+        if std::mem::replace(&mut ending.agent_asked, true) {
+            return;
+        }
+        let news = self.news.clone();
+        tokio::spawn(async move {
+            if agent.shutdown().await.is_ok() {
+                // The actor outlives everything that is done beside it.
+                let _ = news.send(News::Asked(StoppedBy::Agent));
+            }
+        });
     }
 
     fn next_deadline(&self) -> Option<Instant> {
