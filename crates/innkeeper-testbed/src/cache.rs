@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use innkeeper::Host;
 use innkeeper::progress::Silent;
+use innkeeper::spec::Arch;
 
 /// Returns the directory that outlives a test run: `INNKEEPER_TEST_CACHE`, else the user's cache directory.
 fn cache_directory() -> PathBuf {
@@ -28,10 +29,17 @@ pub fn results_directory() -> PathBuf {
         .map_or_else(|| cache_directory().join("results"), PathBuf::from)
 }
 
-/// Puts the image `tiny` into the store below `home`, building it first if this cache does not have it for this agent.
+/// Puts the image `tiny` for this computer's architecture into the store below `home`.
 ///
 /// Errors: in words, why it can't be had.
 pub async fn lend_tiny(home: &Path) -> Result<(), String> {
+    lend(home, "tiny", None).await
+}
+
+/// Puts an image into the store below `home`, building it first if this cache does not have it (or has it for another agent).
+///
+/// Errors: in words, why it can't be had.
+pub async fn lend(home: &Path, image: &str, arch: Option<Arch>) -> Result<(), String> {
     let store = cache_directory().join("store");
     // Private, as the store of an installation must be.
     fs::create_dir_all(&store)
@@ -43,7 +51,7 @@ pub async fn lend_tiny(home: &Path) -> Result<(), String> {
         .from_environment()
         .open()
         .map_err(|error| error.chain().join(": "))?;
-    host.pull_image("tiny", None, &Silent)
+    host.pull_image(image, arch, &Silent)
         .await
         .map_err(|error| error.chain().join(": "))?;
     for directory in ["layers", "images"] {

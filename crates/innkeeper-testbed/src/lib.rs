@@ -10,5 +10,5 @@ mod cache;
 mod installation;
 
 pub use agent::{agent_program, libexec};
-pub use cache::{lend_tiny, results_directory};
+pub use cache::{lend, lend_tiny, results_directory};
 pub use installation::{Installation, Opener, Programs, fake_options, host_from_environment};

@@ -6,6 +6,8 @@ use super::*;
 pub(super) struct Ending {
     pub by: StoppedBy,
     pub force: bool,
+    /// Whether the agent was there to be asked; if not, it is asked when it says hello.
+    pub agent_asked: bool,
     pub asked: Instant,
     pub deadline: Option<Instant>,
     pub waiters: Vec<oneshot::Sender<Result<StopOutcome>>>,
@@ -52,6 +54,7 @@ impl Actor {
         self.ending = Some(Ending {
             by: StoppedBy::Guest,
             force,
+            agent_asked: false,
             asked: Instant::now(),
             deadline,
             waiters: vec![reply],
@@ -61,6 +64,9 @@ impl Actor {
             return;
         };
         let agent = agent.filter(|_| self.live.agent.state == innkeeper_api::AgentState::Ready);
+        if let Some(ending) = &mut self.ending {
+            ending.agent_asked = agent.is_some();
+        }
         let news = self.news.clone();
         let patience = timeout / 3;
         tokio::spawn(async move {
@@ -78,6 +84,23 @@ impl Actor {
         });
     }
 
+    /// A stop that was asked for while the guest booted, or while nobody had its channel, is passed on to its agent now.
+    pub(super) fn ask_late_agent(&mut self) {
+        let (Some(ending), Some(agent)) = (&mut self.ending, self.agent.borrow().clone()) else {
+            return;
+        };
+        if std::mem::replace(&mut ending.agent_asked, true) {
+            return;
+        }
+        let news = self.news.clone();
+        tokio::spawn(async move {
+            if agent.shutdown().await.is_ok() {
+                // The actor outlives everything that is done beside it.
+                let _ = news.send(News::Asked(StoppedBy::Agent));
+            }
+        });
+    }
+
     pub(super) fn kill(&mut self, reply: oneshot::Sender<Result<StopOutcome>>) {
         match self.admit(Request::Kill) {
             Err(error) => drop(reply.send(Err(error))),
@@ -86,6 +109,7 @@ impl Actor {
                 let ending = self.ending.get_or_insert_with(|| Ending {
                     by: StoppedBy::Kill,
                     force: true,
+                    agent_asked: true,
                     asked: Instant::now(),
                     deadline: None,
                     waiters: Vec::new(),

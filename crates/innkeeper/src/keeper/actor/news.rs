@@ -12,6 +12,12 @@ impl Actor {
             MachineEvent::Paused => self.power(PowerEvent::Paused),
             MachineEvent::Resumed => self.power(PowerEvent::Resumed),
             MachineEvent::GuestReset => {
+                // A new boot of the guest: what its last agent said is of the past, and its silence means nothing.
+                self.live.agent = innkeeper_api::AgentInfo {
+                    state: innkeeper_api::AgentState::Waiting,
+                    ..Default::default()
+                };
+                self.live.addresses.clear();
                 self.facts = Facts {
                     network: self.facts.network,
                     ..Facts::default()
@@ -81,6 +87,7 @@ impl Actor {
                 self.live.agent.silent_seconds = None;
                 self.facts.agent = true;
                 self.note(EventKind::AgentHello { version });
+                self.ask_late_agent();
             }
             AgentNews::Addresses(addresses) => self.live.addresses = addresses,
             AgentNews::CloudInit(status) => self.facts.cloud_init = Some(status),

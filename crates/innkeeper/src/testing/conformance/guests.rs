@@ -27,6 +27,8 @@ pub enum Part {
 pub enum Word {
     /// It follows neither an agent nor the power button.
     Deaf,
+    /// It does not follow the power button; its agent is there.
+    NoButton,
     /// It has no agent and follows the power button.
     ButtonOnly,
     /// Its hypervisor takes some seconds to launch.
@@ -122,7 +124,7 @@ impl Guest for TinyGuest {
         match word {
             // `cat` as init waits for input for ever: there is no agent, and nobody listens to the button.
             Word::Deaf => Some("rdinit=/bin/cat"),
-            Word::ButtonOnly | Word::SlowLaunch | Word::FailingLaunch => None,
+            Word::NoButton | Word::ButtonOnly | Word::SlowLaunch | Word::FailingLaunch => None,
         }
     }
 
@@ -203,6 +205,7 @@ impl Guest for FakeGuest {
     fn words(&self, word: Word) -> Option<&'static str> {
         Some(match word {
             Word::Deaf => "fake.button=ignore fake.shutdown=ignore",
+            Word::NoButton => "fake.button=ignore",
             Word::ButtonOnly => "fake.agent=none",
             Word::SlowLaunch => "fake.launch-delay=8000",
             Word::FailingLaunch => "fake.launch-delay=30 fake.launch-fail",

@@ -135,7 +135,7 @@ pub(super) async fn a_hypervisor_killed_without_a_keeper_is_failed(context: &Con
     let info = context.expect_state("both", VmState::Failed).await?;
     let reason = info.reason.unwrap_or_default();
     require!(
-        reason.contains("while no keeper"),
+        reason.contains("the hypervisor ended while"),
         "the reason is: {reason}"
     );
     let listed = context.host.list().await?;

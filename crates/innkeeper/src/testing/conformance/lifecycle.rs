@@ -156,6 +156,24 @@ pub(super) async fn stops_by_the_power_button_and_says_so(context: &Context) -> 
         .map(drop)
 }
 
+pub(super) async fn a_stop_waits_for_an_agent_that_is_still_coming(context: &Context) -> Verdict {
+    context
+        .create("early", context.spec_that_is(Word::NoButton)?)
+        .await?;
+    for _ in 0..3 {
+        // Not waited for: the guest has just begun, and its agent has not said hello.
+        context.host.start("early").await?;
+        let outcome = context.host.stop("early", context.gently()).await?;
+        require!(
+            outcome.by == StoppedBy::Agent,
+            "it stopped by {:?}",
+            outcome.by
+        );
+        context.expect_state("early", VmState::Stopped).await?;
+    }
+    Ok(())
+}
+
 async fn deaf(context: &Context, name: &str) -> Verdict<innkeeper_api::VmInfo> {
     let mut spec = context.spec_that_is(Word::Deaf)?;
     spec.ready = Some(ReadyWhen::None);

@@ -142,7 +142,7 @@ use Act::{Exit, Hang, Mute, Panic, PowerOff, Reboot};
 use Capability as C;
 use Need::{Can, Does, Has, Says};
 use Part::{Agent, Console, Mounts, Network};
-use Word::{ButtonOnly, Deaf, FailingLaunch, SlowLaunch};
+use Word::{ButtonOnly, Deaf, FailingLaunch, NoButton, SlowLaunch};
 
 /// Every trial.
 pub const TRIALS: &[Trial] = trials![
@@ -153,6 +153,7 @@ pub const TRIALS: &[Trial] = trials![
     lifecycle::two_kills_at_once_both_succeed [],
     lifecycle::stops_by_the_agent_and_says_so [Has(Agent)],
     lifecycle::stops_by_the_power_button_and_says_so [Can(C::PowerButton), Says(ButtonOnly)],
+    lifecycle::a_stop_waits_for_an_agent_that_is_still_coming [Says(NoButton), Has(Agent)],
     lifecycle::a_stop_that_times_out_leaves_it_running [Says(Deaf)],
     lifecycle::a_forced_stop_kills_after_its_timeout [Says(Deaf)],
     lifecycle::a_kill_ends_a_launch [Says(SlowLaunch)],
