@@ -44,6 +44,7 @@ impl Traces {
             left.extend(
                 processes(&self.home)
                     .into_iter()
+                    .chain(processes(&self.runtime))
                     .map(|process| format!("left running: {process}")),
             );
             if left.is_empty() || started.elapsed() > GRACE {

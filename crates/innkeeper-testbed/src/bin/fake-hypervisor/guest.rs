@@ -129,6 +129,7 @@ impl Guest {
             let child = Command::new(std::env::current_exe()?)
                 .arg("-guest")
                 .args([program, &self.plan.guest_port])
+                .arg(std::process::id().to_string())
                 .env_clear()
                 .env(
                     "PATH",

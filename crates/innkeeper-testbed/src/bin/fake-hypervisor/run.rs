@@ -23,7 +23,7 @@ pub(crate) fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let text = match words.as_slice() {
-        ["-guest", program, socket] => return become_guest(program, socket),
+        ["-guest", program, socket, parent] => return become_guest(program, socket, parent),
         ["-name", _, "-plan", text] => *text,
         _ => {
             eprintln!("usage: fake-hypervisor -name NAME -plan JSON");
@@ -57,12 +57,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Becomes the guest's agent, which dies with the hypervisor.
-fn become_guest(program: &str, socket: &str) -> ExitCode {
-    let parent = rustix::process::getppid();
+fn become_guest(program: &str, socket: &str, parent: &str) -> ExitCode {
     let mortal =
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    // The parent may have died before the signal was set.
-    if mortal.is_err() || rustix::process::getppid() != parent {
+    // The parent may have died before the signal was set, even before this process could ask who it is.
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_pid().to_string());
+    if mortal.is_err() || now.as_deref() != Some(parent) {
         return ExitCode::FAILURE;
     }
     let error = Command::new(program)
