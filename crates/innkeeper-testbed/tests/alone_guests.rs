@@ -25,21 +25,29 @@ const SHORT: Duration = Duration::from_secs(120);
 fn missing(what: &str) -> bool {
     let required = std::env::var("INNKEEPER_REQUIRE_DRIVERS")
         .is_ok_and(|names| names.split(',').any(|name| name == "qemu"));
-    assert!(!required, "{what}, and INNKEEPER_REQUIRE_DRIVERS asks for qemu");
+    assert!(
+        !required,
+        "{what}, and INNKEEPER_REQUIRE_DRIVERS asks for qemu"
+    );
     println!("skipped: {what}");
     true
 }
 
 async fn usable(host: &Host) -> bool {
     let report = host.report().await.expect("a report");
-    report.drivers.iter().any(|driver| driver.driver == "qemu" && driver.usable)
+    report
+        .drivers
+        .iter()
+        .any(|driver| driver.driver == "qemu" && driver.usable)
 }
 
 async fn wait(host: &Host, name: &str, goal: WaitFor, limit: Duration) -> VmInfo {
     match host.wait(name, goal, Some(limit), &|_| ()).await {
         Ok(info) => info,
         Err(error) => {
-            let serial = host.log_path(name, innkeeper::LogKind::Serial).expect("a path");
+            let serial = host
+                .log_path(name, innkeeper::LogKind::Serial)
+                .expect("a path");
             let log = std::fs::read(serial).unwrap_or_default();
             let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(4000)..]).into_owned();
             panic!("{}\nserial console:\n{tail}", error.chain().join(": "));
@@ -55,7 +63,11 @@ async fn output(host: &Host, name: &str, command: &[&str]) -> String {
     let guest = host.guest(name).await.expect("a way to the agent");
     let mut session = guest.exec(request).await.expect("the command runs");
     let mut text = String::new();
-    session.stdout.read_to_string(&mut text).await.expect("its output");
+    session
+        .stdout
+        .read_to_string(&mut text)
+        .await
+        .expect("its output");
     session.wait().await.expect("its end");
     text.trim().to_owned()
 }
@@ -67,10 +79,13 @@ async fn a_debian_guest_lives_a_whole_life() {
     if !usable(&host).await && missing("QEMU can't run guests here") {
         return;
     }
-    if libexec().is_none() && missing("INNKEEPER_LIBEXEC does not say where the static agents are") {
+    if libexec().is_none() && missing("INNKEEPER_LIBEXEC does not say where the static agents are")
+    {
         return;
     }
-    lend(&installation.home(), "debian:12", None).await.expect("the image");
+    lend(&installation.home(), "debian:12", None)
+        .await
+        .expect("the image");
     let before = Traces::of(&installation.home(), &installation.runtime());
     let mut spec = VmSpec {
         image: Some("debian:12".to_owned()),
@@ -89,11 +104,30 @@ async fn a_debian_guest_lives_a_whole_life() {
 
     // Ready means: the agent came by the seed, there is an address, and cloud-init ended without an error.
     let ready = wait(&host, "deb", WaitFor::Ready, BOOT).await;
-    assert!(ready.agent.os.as_deref().is_some_and(|os| os.contains("Debian")), "{:?}", ready.agent);
+    assert!(
+        ready
+            .agent
+            .os
+            .as_deref()
+            .is_some_and(|os| os.contains("Debian")),
+        "{:?}",
+        ready.agent
+    );
     assert!(!ready.addresses.is_empty());
     assert_eq!(output(&host, "deb", &["hostname"]).await, "deb");
-    assert_eq!(output(&host, "deb", &["cat", "/etc/innkeeper-test"]).await, "a: 'b' \"c\" $(d)\n\ttab");
-    assert_eq!(output(&host, "deb", &["stat", "-c", "%a %U", "/etc/innkeeper-test"]).await, "640 root");
+    assert_eq!(
+        output(&host, "deb", &["cat", "/etc/innkeeper-test"]).await,
+        "a: 'b' \"c\" $(d)\n\ttab"
+    );
+    assert_eq!(
+        output(
+            &host,
+            "deb",
+            &["stat", "-c", "%a %U", "/etc/innkeeper-test"]
+        )
+        .await,
+        "640 root"
+    );
 
     let ssh = Command::new("ssh")
         .args(["-o", "BatchMode=yes"])
@@ -103,7 +137,11 @@ async fn a_debian_guest_lives_a_whole_life() {
         .output()
         .expect("ssh is installed");
     let said = String::from_utf8_lossy(&ssh.stdout).into_owned();
-    assert!(ssh.status.success(), "{said}{}", String::from_utf8_lossy(&ssh.stderr));
+    assert!(
+        ssh.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&ssh.stderr)
+    );
     assert_eq!(said.trim(), "guest");
 
     // A reboot inside keeps it running: the same hypervisor, another boot of the guest.
@@ -111,17 +149,25 @@ async fn a_debian_guest_lives_a_whole_life() {
     output(&host, "deb", &["systemctl", "--no-block", "reboot"]).await;
     let rebooted = |host: &Host| {
         let events = host.events(Some("deb")).expect("events");
-        events.iter().any(|event| event.kind == EventKind::GuestReboot)
+        events
+            .iter()
+            .any(|event| event.kind == EventKind::GuestReboot)
     };
     let deadline = std::time::Instant::now() + SHORT;
     // poll: the log of events tells of the reboot
     while !rebooted(&host) {
-        assert!(std::time::Instant::now() < deadline, "the guest did not reboot");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the guest did not reboot"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let again = wait(&host, "deb", WaitFor::Ready, BOOT).await;
     assert_eq!(again.vmm_pid, ready.vmm_pid);
-    assert_ne!(output(&host, "deb", &["cat", "/proc/sys/kernel/random/boot_id"]).await, boot);
+    assert_ne!(
+        output(&host, "deb", &["cat", "/proc/sys/kernel/random/boot_id"]).await,
+        boot
+    );
 
     // A power-off inside ends in stopped, not in failed.
     output(&host, "deb", &["systemctl", "--no-block", "poweroff"]).await;
@@ -148,14 +194,18 @@ async fn a_guest_of_another_architecture_runs() {
     if !usable(&host).await && missing("QEMU can't run guests here") {
         return;
     }
-    lend(&installation.home(), "tiny", Some(arch)).await.expect("the image");
+    lend(&installation.home(), "tiny", Some(arch))
+        .await
+        .expect("the image");
     let spec = VmSpec {
         image: Some("tiny".to_owned()),
         arch: Some(arch),
         memory: Bytes::mib(512),
         ..VmSpec::default()
     };
-    host.create("foreign", spec, &Silent).await.expect("created");
+    host.create("foreign", spec, &Silent)
+        .await
+        .expect("created");
     host.start("foreign").await.expect("started");
     let info = wait(&host, "foreign", WaitFor::Ready, SHORT).await;
     assert_eq!(info.accel.as_deref(), Some("tcg"));
