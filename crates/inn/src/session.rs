@@ -11,7 +11,7 @@ use std::pin::pin;
 
 use innkeeper::api::ErrorKind;
 use innkeeper::guest::message::{ExecRequest, ExitStatus};
-use innkeeper::guest::{ExecSession, GuestChannel, GuestError};
+use innkeeper::guest::{ExecPosition, ExecSession, GuestChannel, GuestError};
 use innkeeper::{Error, Host};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -42,11 +42,15 @@ pub(crate) enum Input {
 /// Runs a command in a guest and returns its exit code. Any failure of ours has the code 125.
 pub(crate) async fn run(host: &Host, name: &str, request: ExecRequest, input: Input) -> Result<u8> {
     let guest = host.guest(name).await.map_err(ours)?;
-    run_on(&guest, name, request, input).await
+    run_on(host, &guest, name, request, input).await
 }
 
 /// Does the same over an open channel.
+///
+/// If the VM's keeper dies meanwhile the command runs on, and is taken up again through the keeper that replaces it: from the byte of
+/// output that was received last. A command with piped input is not, since what of that input has reached it is not known here.
 pub(crate) async fn run_on(
+    host: &Host,
     guest: &GuestChannel,
     name: &str,
     request: ExecRequest,
@@ -68,7 +72,17 @@ pub(crate) async fn run_on(
         true => Some(RawMode::enter().map_err(|failure| failure.with_code(EXIT_OUR_FAILURE))?),
         false => None,
     };
-    let ended = join(session, &mut signals, input).await;
+    let mut ended = join(session, &mut signals, input).await;
+    while let Err(Ended::Lost(position)) = ended {
+        if input == Input::Passed && !has_terminal {
+            ended = Err(Ended::Guest(GuestError::LinkLost));
+            break;
+        }
+        ended = match again(host, name, position).await {
+            Ok(session) => join(session, &mut signals, input).await,
+            Err(failure) => return Err(failure),
+        };
+    }
     // The terminal is its old self before anything is told.
     drop(raw);
     match ended {
@@ -80,9 +94,23 @@ pub(crate) async fn run_on(
                 .with_hint("it gets a hang-up signal in some seconds");
             Err(error.into())
         }
+        Err(Ended::Lost(_)) => Err(ours(Error::from(GuestError::LinkLost).while_doing(doing))),
         Err(Ended::Guest(error)) => Err(ours(Error::from(error).while_doing(doing))),
         Err(Ended::Here(source)) => Err(ours(Error::io(doing, source))),
     }
+}
+
+/// Takes a command up again whose link was lost.
+async fn again(host: &Host, name: &str, position: ExecPosition) -> Result<ExecSession> {
+    let doing = format!("taking the command up again in {name}");
+    let guest = host
+        .guest(name)
+        .await
+        .map_err(|error| ours(error.while_doing(doing.clone())))?;
+    guest
+        .attach(position)
+        .await
+        .map_err(|error| ours(Error::from(error).while_doing(doing)))
 }
 
 /// Why a session ended without an exit status.
@@ -92,6 +120,8 @@ enum Ended {
     ReaderGone,
     /// The user interrupted it again and again.
     GivenUp,
+    /// The link to the agent was lost; the command may run on.
+    Lost(ExecPosition),
     /// Something between us and the guest.
     Guest(GuestError),
     /// Something on this side.
@@ -120,7 +150,11 @@ async fn join(
             return Ok(status);
         }
         tokio::select! {
-            ended = control.wait(), if status.is_none() => status = Some(ended.map_err(Ended::Guest)?),
+            ended = control.wait(), if status.is_none() => match ended {
+                Ok(ended) => status = Some(ended),
+                Err(GuestError::LinkLost) => return Err(Ended::Lost(control.position())),
+                Err(error) => return Err(Ended::Guest(error)),
+            },
             written = &mut output, if !output_done => match written {
                 Ok(_) => output_done = true,
                 Err(Pumped::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -128,7 +162,9 @@ async fn join(
                     let _ = control.signal(SIGPIPE);
                     return Err(Ended::ReaderGone);
                 }
-                Err(Pumped::Read(error) | Pumped::Write(error)) => return Err(Ended::Here(error)),
+                // The wait beside it says why.
+                Err(Pumped::Read(_)) => output_done = true,
+                Err(Pumped::Write(error)) => return Err(Ended::Here(error)),
             },
             () = &mut feed, if !fed => fed = true,
             caught = signals.next() => match caught {

@@ -6,7 +6,7 @@
 //! - [`frame`]: the header of 16 bytes; [`message`]: the JSON inside.
 //! - [`mux`]: many streams with credit windows over one pipe, without IO.
 //! - [`copy`]: file trees as a byte stream; both ends write only below a root that they opened.
-//! - [`unit`]: the systemd unit that starts the agent in a full guest.
+//! - [`mod@unit`]: the systemd unit that starts the agent in a full guest.
 //!
 //! The library does no network or device IO and reads no clock; files are touched by [`copy`] alone. The agent itself is
 //! the binary `inn-agent` (Linux).

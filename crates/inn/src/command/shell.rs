@@ -61,7 +61,7 @@ impl Args {
                 tty: tty.clone(),
                 ..ExecRequest::default()
             };
-            match session::run_on(&guest, &self.name, request, Input::Passed).await {
+            match session::run_on(host, &guest, &self.name, request, Input::Passed).await {
                 Err(Failure::Told {
                     code: Some(NO_SUCH_COMMAND),
                     ..

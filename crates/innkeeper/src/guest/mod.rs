@@ -4,7 +4,7 @@
 //!  program ─ GuestChannel ─► keeper: relay ─ GuestChannel ─► virtio-serial ─► inn-agent
 //! ```
 //! A [`GuestChannel`] works over any byte stream: the keeper's over the hypervisor's socket, a client's over a
-//! connection to the keeper, which [`relay`] serves with the same frames. Streams have end-to-end credit, so the keeper
+//! connection to the keeper, which [`relay()`] serves with the same frames. Streams have end-to-end credit, so the keeper
 //! holds at most a window per stream. What the agent says is hostile input: all lengths are bounded by
 //! [`innkeeper_agent::mux`], and copied trees by [`innkeeper_agent::copy`].
 //!

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! *Power* is what the hypervisor's events say ([`Power::next`]). *Operation* is what is being done to the bundle. *Readiness* is what the
-//! agent, or what stands for it, says. [`word`] makes the one word of them that users see, [`admit`] says what may be asked now.
+//! agent, or what stands for it, says. [`word()`] makes the one word of them that users see, [`admit()`] says what may be asked now.
 
 mod admit;
 mod power;
