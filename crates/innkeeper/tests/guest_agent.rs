@@ -307,6 +307,7 @@ async fn a_client_that_dies_hangs_its_command_up_after_the_grace() {
     read_until(&mut session.stdout, &mut String::new(), "up").await;
     drop(session);
     let deadline = Instant::now() + LIMIT;
+    // poll: the command has made its mark
     while !mark.exists() {
         assert!(Instant::now() < deadline, "the command got no SIGHUP");
         tokio::time::sleep(Duration::from_millis(5)).await;

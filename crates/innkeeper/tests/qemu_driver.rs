@@ -248,6 +248,7 @@ fn alive(pid: u32) -> bool {
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
+    // poll: the condition that is named
     while !condition() {
         assert!(start.elapsed() < DEADLINE, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;

@@ -21,6 +21,8 @@ pub(crate) struct Summary {
     pub(crate) pairs: usize,
     pub(crate) ours_ms: f64,
     pub(crate) theirs_ms: f64,
+    /// Median of our side alone, for limits that are absolute.
+    pub(crate) ours_alone_ms: Estimate,
     /// Median of the pairs' differences, ours less theirs.
     pub(crate) difference_ms: Estimate,
     /// Median of the pairs' ratios, ours over theirs.
@@ -54,6 +56,7 @@ pub(crate) fn summarise(pairs: &[(f64, f64)]) -> Option<Summary> {
         pairs: pairs.len(),
         ours_ms: median(&ours)?,
         theirs_ms: median(&theirs)?,
+        ours_alone_ms: bootstrap(&ours)?,
         difference_ms: bootstrap(&differences)?,
         ratio: bootstrap(&ratios)?,
         sign_test_p: sign_test(&differences),

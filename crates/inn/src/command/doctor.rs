@@ -117,6 +117,7 @@ mod tests {
                     usable: false,
                     version: None,
                     accel: None,
+                    details: Default::default(),
                     notes: Vec::new(),
                     arches: Vec::new(),
                     capabilities: Vec::new(),

@@ -71,6 +71,7 @@ mod tests {
             usable: true,
             version: Some("10.0.2".into()),
             accel: Some("tcg".into()),
+            details: Default::default(),
             notes: vec!["KVM: /dev/kvm is not there".into()],
             arches: vec!["x86_64".into(), "arm64".into()],
             capabilities: vec![

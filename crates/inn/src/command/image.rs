@@ -210,11 +210,9 @@ async fn list(all: bool, host: &Host, output: &Output) -> Result<()> {
             catalogue: &catalogue,
         };
         return output.data(&both, || {
-            format!(
-                "{}\nCan be had:\n{}",
-                table(&images),
-                catalogue_table(&catalogue)
-            )
+            let stored = table(&images);
+            let gap = if stored.is_empty() { "" } else { "\n" };
+            format!("{stored}{gap}Can be had:\n{}", catalogue_table(&catalogue))
         });
     }
     output.data(&images, || table(&images))?;

@@ -1,7 +1,7 @@
 //! `inn rm`: removes VMs and their disks, after asking.
 
 use innkeeper::Host;
-use innkeeper::api::VmInfo;
+use innkeeper::api::{VmInfo, VmState};
 
 use super::{DryRun, Yes};
 use crate::confirm::confirm;
@@ -70,14 +70,25 @@ impl Args {
         let disks = units::count(info.disks.len(), "disk");
         if info.protected {
             format!("refuse to remove {name}: it is protected")
-        } else if info.vmm_pid.is_some() && self.force {
+        } else if runs(info) && self.force {
             format!("kill {name} and remove it with {disks}")
-        } else if info.vmm_pid.is_some() {
+        } else if runs(info) {
             format!("refuse to remove {name}: it is {}", info.state)
         } else {
             format!("remove {name} with {disks}")
         }
     }
+}
+
+/// Returns whether a hypervisor runs for it, or may: one whose keeper is silent has no process id to show.
+fn runs(info: &VmInfo) -> bool {
+    let at_rest = [
+        VmState::Creating,
+        VmState::Stopped,
+        VmState::Suspended,
+        VmState::Failed,
+    ];
+    info.vmm_pid.is_some() || !at_rest.contains(&info.state)
 }
 
 fn question(found: &[VmInfo]) -> String {
@@ -110,7 +121,15 @@ mod tests {
         };
         let rm = ["inn", "web"];
         assert_eq!(step(&rm, |_| ()), "refuse to remove web: it is ready");
-        assert_eq!(step(&rm, |vm| vm.vmm_pid = None), "remove web with 1 disk");
+        let stopped = |vm: &mut VmInfo| {
+            vm.state = VmState::Stopped;
+            vm.vmm_pid = None;
+        };
+        assert_eq!(step(&rm, stopped), "remove web with 1 disk");
+        assert_eq!(
+            step(&rm, |vm| vm.vmm_pid = None),
+            "refuse to remove web: it is ready"
+        );
         assert_eq!(
             step(&rm, |vm| vm.protected = true),
             "refuse to remove web: it is protected"

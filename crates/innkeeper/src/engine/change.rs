@@ -96,7 +96,8 @@ impl Engine {
         dry_run: bool,
     ) -> Result<SpecChange> {
         let bundle = self.root.bundle(name)?;
-        let fields = compare(&bundle, text)?.fields;
+        let Replaced { spec, fields } = compare(&bundle, text)?;
+        self.check_against_host(&spec)?;
         if !dry_run {
             self.write_spec(&bundle, expected, text).await?;
         }

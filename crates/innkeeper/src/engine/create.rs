@@ -62,6 +62,7 @@ impl Engine {
     ) -> Result<Identity> {
         spec::check(spec)?;
         self.check_against_host(spec)?;
+        check_forwards(spec)?;
         let arch = self.arch_of_spec(spec)?;
         let image = match &spec.image {
             Some(text) => Some(
@@ -176,6 +177,7 @@ impl Engine {
         }
         spec::check(spec)?;
         self.check_against_host(spec)?;
+        check_forwards(spec)?;
         let arch = self.arch_of_spec(spec)?;
         let mut steps = Vec::new();
         let image = match &spec.image {
@@ -254,8 +256,7 @@ impl Engine {
     }
 
     /// Refuses what this host can't give, whatever the driver.
-    fn check_against_host(&self, spec: &VmSpec) -> Result<()> {
-        check_forwards(spec)?;
+    pub(super) fn check_against_host(&self, spec: &VmSpec) -> Result<()> {
         if let Some(total) = host_memory()
             && spec.memory.get() > total
         {

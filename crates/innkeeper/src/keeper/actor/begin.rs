@@ -1,0 +1,230 @@
+//! How a run begins: an earlier one is taken over, or a new one launched.
+
+use super::*;
+
+impl Actor {
+    /// Finds what an earlier keeper left: takes its hypervisor over, or records how it ended.
+    pub(crate) async fn take_over(&mut self) -> Result<()> {
+        let context = &self.context;
+        match recover::find(&context.bundle)? {
+            Found::Nothing => {}
+            Found::Ended(recorded) => {
+                recover::settle(&context.root, &context.bundle, &context.identity, &recorded)?;
+                self.live = Live::off(
+                    recorded.failed.map_or(Power::Stopped, Power::Failed),
+                    Some(recorded.since),
+                );
+            }
+            Found::Orphan => {
+                recover::end_orphan(&context.bundle).await?;
+                let reason = "its launch was interrupted when its keeper ended".to_owned();
+                self.live.power = Power::Failed(reason);
+                self.record_end()?;
+            }
+            Found::Running(run) => self.adopt(run).await?,
+        }
+        self.publish();
+        Ok(())
+    }
+
+    pub(super) async fn adopt(&mut self, run: Run) -> Result<()> {
+        let spec = self
+            .context
+            .bundle
+            .applied_spec()?
+            .unwrap_or_else(|| self.asked.clone());
+        let config = configure(
+            &self.context.bundle,
+            &self.context.identity,
+            &spec,
+            self.context
+                .root
+                .socket_directory(&self.context.identity.id),
+            run.ssh_port,
+        )?;
+        let record = run.record.clone().unwrap_or_default();
+        self.applied = Some(spec);
+        self.live.ssh_port = run.ssh_port;
+        match self.context.driver.adopt(&config, &record).await {
+            Ok(running) => {
+                let vmm_pid = running.machine.pid();
+                self.live.power = Power::Running;
+                self.live.since = Some(timestamp());
+                self.run_machine(running);
+                self.note(EventKind::Adopted { vmm_pid });
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let recorded = recover::ended_unwatched(&self.context.bundle)?;
+                recover::settle(
+                    &self.context.root,
+                    &self.context.bundle,
+                    &self.context.identity,
+                    &recorded,
+                )?;
+                self.live = Live::off(
+                    recorded.failed.map_or(Power::Stopped, Power::Failed),
+                    Some(recorded.since),
+                );
+                Ok(())
+            }
+            // It lives but can't be talked to: that is what is told, and `kill` still works by its record.
+            Err(error) => {
+                let machine = Unreachable {
+                    driver: self.context.driver.clone(),
+                    record,
+                };
+                self.live.power = Power::Running;
+                self.live.stale_since = Some(timestamp());
+                self.live.waiting_for = Some(format!(
+                    "the hypervisor can't be reached: {}",
+                    error.chain().join(": ")
+                ));
+                self.live.vmm_pid = Some(machine.pid()).filter(|pid| *pid > 0);
+                self.machine = Some(Arc::new(machine));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn start(&mut self, reply: oneshot::Sender<Result<Accepted>>) {
+        match self.admit(Request::Start) {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(admission @ Admission::AlreadySo) => {
+                drop(reply.send(Ok(Accepted {
+                    admission,
+                    state: self.state(),
+                })));
+            }
+            Ok(Admission::Enqueued) => {
+                self.starters.push(reply);
+                self.launch();
+            }
+        }
+    }
+
+    pub(super) fn launch(&mut self) {
+        self.power(PowerEvent::Launch);
+        self.facts = Facts::default();
+        self.announced = false;
+        match self.prepare() {
+            Err(error) => self.launched(Err(error)),
+            Ok(spec) => {
+                let (driver, news) = (self.context.driver.clone(), self.news.clone());
+                let (bundle, identity) =
+                    (self.context.bundle.clone(), self.context.identity.clone());
+                let sockets = self.context.root.socket_directory(&identity.id);
+                let ssh_port = self.live.ssh_port;
+                self.launching = Some(tokio::spawn(async move {
+                    let launch = async {
+                        let identity = reconcile(&bundle, &identity, &spec).await?;
+                        let config = configure(&bundle, &identity, &spec, sockets, ssh_port)?;
+                        Ok((driver.launch(&config).await?, identity))
+                    };
+                    let _ = news.send(News::Launched(Box::new(launch.await)));
+                }));
+            }
+        }
+    }
+
+    /// Reads the spec anew and makes the run's directory and sockets.
+    pub(super) fn prepare(&mut self) -> Result<VmSpec> {
+        let context = &self.context;
+        let text = context.bundle.spec_text()?;
+        let spec = context.bundle.spec()?;
+        let ssh_port = choose_ssh_port(&context.identity)?;
+        check_forwards(&spec)?;
+        context.root.make_socket_directory(&context.identity.id)?;
+        let run = Run {
+            boot_id: context.root.boot_id().to_owned(),
+            started: timestamp(),
+            record: None,
+            ssh_port,
+        };
+        context.bundle.begin_run(&text, &run)?;
+        self.live.ssh_port = ssh_port;
+        self.asked = spec.clone();
+        self.applied = Some(spec.clone());
+        Ok(spec)
+    }
+
+    pub(super) fn launched(&mut self, result: Result<(Running, Identity)>) {
+        self.launching = None;
+        let running = match result {
+            Ok((running, identity)) => {
+                self.context.identity = identity;
+                running
+            }
+            Err(error) => {
+                let reason = error.chain().join(": ");
+                for starter in self.starters.drain(..) {
+                    let _ = starter.send(Err(Error::from_problem(error.to_problem())));
+                }
+                return self.finish(PowerEvent::Broke(reason));
+            }
+        };
+        let run = Run {
+            boot_id: self.context.root.boot_id().to_owned(),
+            started: timestamp(),
+            record: Some(running.record.clone()),
+            ssh_port: self.live.ssh_port,
+        };
+        if let Err(error) = self.context.bundle.write_run(&run) {
+            // It runs all the same; only an adoption would fail, and then says why.
+            self.say(&format!(
+                "can't record the run: {}",
+                error.chain().join(": ")
+            ));
+        }
+        self.power(PowerEvent::Launched);
+        self.run_machine(running);
+        let accepted = Accepted {
+            admission: Admission::Enqueued,
+            state: self.state(),
+        };
+        for starter in self.starters.drain(..) {
+            let _ = starter.send(Ok(accepted.clone()));
+        }
+    }
+
+    /// Begins to watch a hypervisor, its agent and its signs of readiness.
+    pub(super) fn run_machine(&mut self, running: Running) {
+        let machine: Arc<dyn Machine> = Arc::from(running.machine);
+        self.live.vmm_pid = Some(machine.pid());
+        self.live.accel = Some(machine.accel().to_owned());
+        self.started = Some(Instant::now());
+        self.run += 1;
+        let run = self.run;
+        self.machine_events = Some(running.events);
+        self.machine = Some(machine.clone());
+        let spec = self.applied.as_ref().unwrap_or(&self.asked);
+        let ready = ready_when(&self.context.identity, spec);
+        let (sign, mut signs) = mpsc::unbounded_channel();
+        self.watcher = Some(Watcher::spawn(
+            &ready,
+            self.context.bundle.path("log/serial.log"),
+            self.live.ssh_port,
+            sign,
+        ));
+        let news = self.news.clone();
+        tokio::spawn(async move {
+            while let Some(sign) = signs.recv().await {
+                if news.send(News::Ready(run, sign)).is_err() {
+                    return;
+                }
+            }
+        });
+        self.live.agent.state = innkeeper_api::AgentState::Waiting;
+        let (link, mut agent_news) = AgentLink::open(machine, &spec.shares);
+        self.agent.send_replace(Some(link));
+        let news = self.news.clone();
+        let carrier = tokio::spawn(async move {
+            while let Some(item) = agent_news.recv().await {
+                if news.send(News::Agent(run, item)).is_err() {
+                    return;
+                }
+            }
+        });
+        self.agent_news = Some(carrier.abort_handle());
+    }
+}

@@ -1,0 +1,302 @@
+//! The one task that changes a running VM.
+//!
+//! It takes commands, the hypervisor's events and the agent's news one at a time, and never waits for any of them to have an effect: what
+//! takes long runs beside it and comes back as news. So `kill` is taken at once whatever else is going on.
+//!
+//! ```text
+//!  Start ─► launch beside ─► Launched ─► Running ──────────────┐
+//!  Stop ──► ask beside ────► Asked(by) ─► deadline ─► kill, or give up
+//!  hypervisor: GuestShutdown ─► quit beside ─► Exited ─► finish: record, let go of the lock, answer, end
+//! ```
+
+mod begin;
+mod end;
+mod news;
+mod telling;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use innkeeper_api::{
+    Accepted, Admission, ErrorKind, EventKind, RestartRequest, StopOutcome, StopRequest, StoppedBy,
+    VmInfo, VmState, VmStats,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+
+use self::end::Ending;
+use super::agent::{AgentLink, AgentNews};
+use super::live::{Live, SshKey, describe};
+use super::log_files::{KeeperLog, turn_over};
+use super::readiness::{Facts, Watcher, assess};
+use super::unreachable::Unreachable;
+use crate::clock::timestamp;
+use crate::driver::{Driver, ExitReport, Machine, MachineEvent, Running};
+use crate::engine::configure::{configure, ready_when};
+use crate::engine::parts::reconcile;
+use crate::engine::ports::{check_forwards, choose_ssh_port};
+use crate::engine::recover::{self, Found};
+use crate::error::{Error, Result};
+use crate::machine::{Decision, Operation, Power, PowerEvent, Readiness, Request, admit};
+use crate::spec::VmSpec;
+use crate::store::{Bundle, FileLock, Identity, RecordedPower, Root, Run};
+
+/// How long a hypervisor may take to quit after its guest has powered off, before it is killed.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long after the agent announced the power-off the machine may take to tell it, before the hypervisor is told to quit. Machines
+/// without ACPI never tell it.
+const ANNOUNCED_TIMEOUT: Duration = Duration::from_millis(1500);
+/// A keeper that nobody asks to do anything ends after this: sooner than a command that needs the VM's lock gives up waiting for it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Logs, sockets and silence are looked after this often.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What a keeper is asked to do.
+pub(crate) enum Command {
+    /// Launch the VM.
+    Start(oneshot::Sender<Result<Accepted>>),
+    /// Let the guest power off.
+    Stop(StopRequest, oneshot::Sender<Result<StopOutcome>>),
+    /// End the hypervisor.
+    Kill(oneshot::Sender<Result<StopOutcome>>),
+    /// Stop and launch again.
+    Restart(RestartRequest, oneshot::Sender<Result<StopOutcome>>),
+    /// Count.
+    Stats(oneshot::Sender<Result<VmStats>>),
+    /// Replace the spec.
+    Spec(SpecRequest, oneshot::Sender<Result<()>>),
+    /// End the keeper, not the VM.
+    Leave,
+}
+
+/// Asks to replace the text of the spec.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SpecRequest {
+    /// The text as the asker knows it; if it is another by now, nothing is changed.
+    pub expected: String,
+    /// The new text.
+    pub text: String,
+}
+
+/// What a keeper works on and with.
+pub(crate) struct Context {
+    pub root: Root,
+    pub bundle: Bundle,
+    pub identity: Identity,
+    pub driver: Arc<dyn Driver>,
+    pub key: SshKey,
+    pub log: KeeperLog,
+}
+
+/// What comes back from work that was done beside the actor.
+enum News {
+    Launched(Box<Result<(Running, Identity)>>),
+    Asked(StoppedBy),
+    /// Of the agent of a run: what is left of an earlier run must not be taken for news of this one.
+    Agent(u64, AgentNews),
+    Ready(u64, super::readiness::Sign),
+    Failed(&'static str, Error),
+}
+
+pub(crate) struct Actor {
+    context: Context,
+    lock: Option<FileLock>,
+    asked: VmSpec,
+    applied: Option<VmSpec>,
+    live: Live,
+    facts: Facts,
+    machine: Option<Arc<dyn Machine>>,
+    machine_events: Option<mpsc::UnboundedReceiver<MachineEvent>>,
+    launching: Option<JoinHandle<()>>,
+    starters: Vec<oneshot::Sender<Result<Accepted>>>,
+    ending: Option<Ending>,
+    quit_at: Option<Instant>,
+    restart: bool,
+    announced: bool,
+    agent: watch::Sender<Option<AgentLink>>,
+    watcher: Option<Watcher>,
+    /// Number of the present run, and what carries the news of its agent.
+    run: u64,
+    agent_news: Option<AbortHandle>,
+    info: watch::Sender<Arc<VmInfo>>,
+    news: mpsc::UnboundedSender<News>,
+    incoming: mpsc::UnboundedReceiver<News>,
+    started: Option<Instant>,
+}
+impl Actor {
+    pub(crate) fn new(context: Context, lock: FileLock) -> Result<Self> {
+        let asked = context.bundle.spec()?;
+        let recorded = context.bundle.recorded()?;
+        let power = match recorded
+            .as_ref()
+            .and_then(|recorded| recorded.failed.clone())
+        {
+            Some(reason) => Power::Failed(reason),
+            None => Power::Stopped,
+        };
+        let live = Live::off(power, recorded.map(|recorded| recorded.since));
+        let told = describe(
+            &context.bundle,
+            &context.identity,
+            &asked,
+            None,
+            &live,
+            &context.key,
+        );
+        let (news, incoming) = mpsc::unbounded_channel();
+        Ok(Actor {
+            context,
+            lock: Some(lock),
+            asked,
+            applied: None,
+            live,
+            facts: Facts::default(),
+            machine: None,
+            machine_events: None,
+            launching: None,
+            starters: Vec::new(),
+            ending: None,
+            quit_at: None,
+            restart: false,
+            announced: false,
+            agent: watch::Sender::new(None),
+            watcher: None,
+            run: 0,
+            agent_news: None,
+            info: watch::Sender::new(Arc::new(told)),
+            news,
+            incoming,
+            started: None,
+        })
+    }
+
+    /// Returns what the socket tells from.
+    pub(crate) fn told(
+        &self,
+    ) -> (
+        watch::Receiver<Arc<VmInfo>>,
+        watch::Receiver<Option<AgentLink>>,
+    ) {
+        (self.info.subscribe(), self.agent.subscribe())
+    }
+
+    /// Works until there is nothing left to keep.
+    pub(crate) async fn run(
+        mut self,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+    ) -> Result<()> {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut idle_since = Instant::now();
+        loop {
+            let deadline = self.next_deadline();
+            tokio::select! {
+                command = commands.recv() => match command {
+                    None | Some(Command::Leave) => return Ok(()),
+                    Some(command) => {
+                        idle_since = Instant::now();
+                        self.command(command);
+                    }
+                },
+                event = next_event(&mut self.machine_events) => match event {
+                    Some(event) => self.machine_event(event),
+                    None => self.machine_events = None,
+                },
+                Some(news) = self.incoming.recv() => self.take_news(news),
+                () = sleep_until(deadline) => self.deadline_passed(),
+                _ = housekeeping.tick() => self.housekeeping(),
+            }
+            self.publish();
+            if self.lock.is_none() {
+                return Ok(());
+            }
+            if self.live.power.is_live() {
+                idle_since = Instant::now();
+            } else if idle_since.elapsed() > IDLE_TIMEOUT {
+                self.context
+                    .root
+                    .remove_socket_directory(&self.context.identity.id);
+                return Ok(());
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Start(reply) => self.start(reply),
+            Command::Stop(request, reply) => self.stop(&request, reply),
+            Command::Kill(reply) => self.kill(reply),
+            Command::Restart(request, reply) => self.restart(&request, reply),
+            Command::Stats(reply) => self.stats(reply),
+            Command::Spec(request, reply) => {
+                let _ = reply.send(self.replace_spec(&request));
+            }
+            Command::Leave => {}
+        }
+    }
+
+    fn admit(&self, request: Request) -> Result<Admission> {
+        match admit(
+            Operation::None,
+            &self.live.power,
+            self.asked.protected,
+            request,
+        ) {
+            Decision::Enqueue => Ok(Admission::Enqueued),
+            Decision::AlreadySo => Ok(Admission::AlreadySo),
+            Decision::Denied(reason, hint) => {
+                let name = self.context.bundle.name();
+                let error = Error::new(
+                    ErrorKind::Conflict,
+                    format!("{name} can't do that now: {reason}"),
+                );
+                Err(match hint {
+                    Some(hint) => error.with_hint(hint),
+                    None => error,
+                })
+            }
+        }
+    }
+
+    fn stats(&self, reply: oneshot::Sender<Result<VmStats>>) {
+        let stats = VmStats {
+            name: self.context.bundle.name().to_owned(),
+            state: Some(self.state()),
+            uptime_seconds: self.started.map(|started| started.elapsed().as_secs_f64()),
+            ..VmStats::default()
+        };
+        let machine = self.machine.clone();
+        let agent = self.agent.borrow().clone();
+        let agent = agent.filter(|_| self.live.agent.state == innkeeper_api::AgentState::Ready);
+        tokio::spawn(async move {
+            let _ = reply.send(Ok(super::stats::collect(stats, machine, agent).await));
+        });
+    }
+
+    fn replace_spec(&mut self, request: &SpecRequest) -> Result<()> {
+        let changed =
+            crate::engine::change::replace(&self.context.bundle, &request.expected, &request.text)?;
+        self.asked = changed.spec;
+        self.note(EventKind::SpecChanged {
+            fields: changed.fields,
+        });
+        Ok(())
+    }
+}
+
+async fn next_event(
+    events: &mut Option<mpsc::UnboundedReceiver<MachineEvent>>,
+) -> Option<MachineEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,135 @@
+//! What happens to a run: events of the hypervisor, news of the agent, what was done beside the actor.
+
+use super::*;
+
+impl Actor {
+    pub(super) fn machine_event(&mut self, event: MachineEvent) {
+        match event {
+            MachineEvent::Running => {
+                self.power(PowerEvent::Launched);
+                self.power(PowerEvent::Resumed);
+            }
+            MachineEvent::Paused => self.power(PowerEvent::Paused),
+            MachineEvent::Resumed => self.power(PowerEvent::Resumed),
+            MachineEvent::GuestReset => {
+                self.facts = Facts {
+                    network: self.facts.network,
+                    ..Facts::default()
+                };
+                self.announced = false;
+                if let Some(watcher) = &self.watcher {
+                    watcher.again();
+                }
+                self.note(EventKind::GuestReboot);
+            }
+            MachineEvent::GuestShutdown => self.quit(),
+            MachineEvent::GuestPanicked => {
+                self.facts.panicked = true;
+                self.note(EventKind::Note {
+                    message: "the guest's kernel panicked".to_owned(),
+                });
+            }
+            MachineEvent::Faulted(why) => {
+                self.power(PowerEvent::Paused);
+                self.note(EventKind::Note {
+                    message: format!("the hypervisor stopped the CPUs: {why}"),
+                });
+            }
+            MachineEvent::ControlLost(why) => {
+                self.live.stale_since.get_or_insert_with(timestamp);
+                self.say(&format!("the hypervisor does not answer: {why}"));
+            }
+            MachineEvent::ControlBack => self.live.stale_since = None,
+            MachineEvent::Exited(report) => self.exited(&report),
+        }
+    }
+
+    pub(super) fn take_news(&mut self, news: News) {
+        match news {
+            News::Launched(result) if self.launching.is_some() => self.launched(*result),
+            // It was killed meanwhile.
+            News::Launched(_) => {}
+            News::Asked(by) => {
+                if let Some(ending) = &mut self.ending
+                    && ending.by != StoppedBy::Kill
+                {
+                    ending.by = by;
+                }
+            }
+            News::Agent(run, news) if run == self.run => self.agent_news(news),
+            News::Ready(run, sign) if run == self.run => self.facts.note_sign(sign),
+            News::Agent(..) | News::Ready(..) => {}
+            News::Failed("launch", _) => self.finish(PowerEvent::Gone),
+            News::Failed(what, error) => {
+                self.say(&format!("can't {what}: {}", error.chain().join(": ")))
+            }
+        }
+    }
+
+    pub(super) fn agent_news(&mut self, news: AgentNews) {
+        use innkeeper_api::AgentState;
+        match news {
+            AgentNews::Hello {
+                version,
+                hostname,
+                os,
+            } => {
+                self.live.agent.state = AgentState::Ready;
+                self.live.agent.version = Some(version.clone());
+                self.live.agent.hostname = hostname;
+                self.live.agent.os = os;
+                self.live.agent.silent_seconds = None;
+                self.facts.agent = true;
+                self.note(EventKind::AgentHello { version });
+                self.ask_late_agent();
+            }
+            AgentNews::Addresses(addresses) => self.live.addresses = addresses,
+            AgentNews::CloudInit(status) => self.facts.cloud_init = Some(status),
+            AgentNews::Heard if self.live.agent.state == AgentState::Silent => {
+                self.live.agent.state = AgentState::Ready;
+                self.live.agent.silent_seconds = None;
+            }
+            AgentNews::Heard => {}
+            AgentNews::Silent(for_) => {
+                if self.live.agent.state == AgentState::Ready {
+                    self.note(EventKind::AgentSilent {
+                        seconds: for_.as_secs(),
+                    });
+                    self.live.agent.state = AgentState::Silent;
+                }
+                if self.live.agent.state == AgentState::Silent {
+                    self.live.agent.silent_seconds = Some(for_.as_secs());
+                }
+            }
+            AgentNews::Halting { for_good: true } if !self.announced => {
+                self.announced = true;
+                self.quit_at
+                    .get_or_insert(Instant::now() + ANNOUNCED_TIMEOUT);
+            }
+            AgentNews::Halting { .. } => {}
+            AgentNews::Problem(message) => self.say(&message),
+        }
+    }
+
+    pub(super) fn housekeeping(&mut self) {
+        self.look_after_the_unreachable();
+        for log in ["log/serial.log", "log/vmm.log", "log/keeper.log"] {
+            if let Err(error) = turn_over(&self.context.bundle.path(log)) {
+                self.say(&format!("can't turn over {log}: {error}"));
+            }
+        }
+    }
+
+    /// A hypervisor that can't be talked to tells no end either; its lock does.
+    pub(super) fn look_after_the_unreachable(&mut self) {
+        let unwatched = self.machine.is_some() && self.machine_events.is_none();
+        if unwatched && matches!(self.context.bundle.hypervisor_lives(), Ok(false)) {
+            let reason = "the hypervisor ended while it could not be reached".to_owned();
+            let event = match &self.ending {
+                Some(ending) if ending.by == StoppedBy::Kill => PowerEvent::Gone,
+                _ => PowerEvent::Broke(reason),
+            };
+            self.finish(event);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What is told of the VM: the state, its changes, the log of events.
+
+use super::*;
+
+impl Actor {
+    pub(super) fn state(&self) -> VmState {
+        crate::machine::word(Operation::None, &self.live.power, self.live.readiness)
+    }
+
+    pub(super) fn power(&mut self, event: PowerEvent) {
+        let before = self.state();
+        if let Some(next) = self.live.power.next(event) {
+            self.live.power = next;
+            self.live.since = Some(timestamp());
+            self.note_state(before);
+        }
+    }
+
+    pub(super) fn publish(&mut self) {
+        let before = self.state();
+        let spec = self.applied.as_ref().unwrap_or(&self.asked);
+        if self.live.power == Power::Running && self.live.stale_since.is_none() {
+            let ready = ready_when(&self.context.identity, spec);
+            self.facts.network = !spec.networks.is_empty();
+            self.facts.addresses = self.live.addresses.len();
+            (self.live.readiness, self.live.waiting_for) = assess(&ready, &self.facts);
+        } else if self.live.power != Power::Running {
+            self.live.readiness = Readiness::NotReady;
+            self.live.waiting_for = None;
+        }
+        if self.state() != before {
+            self.live.since = Some(timestamp());
+            self.note_state(before);
+        }
+        // A VM that is launched, or can't be reached, has a keeper as well: commands must find it there.
+        self.live.keeper_pid = self.live.power.is_live().then(std::process::id);
+        let context = &self.context;
+        let told = describe(
+            &context.bundle,
+            &context.identity,
+            &self.asked,
+            self.applied.as_ref(),
+            &self.live,
+            &context.key,
+        );
+        self.info.send_if_modified(|info| {
+            let changed = **info != told;
+            if changed {
+                *info = Arc::new(told);
+            }
+            changed
+        });
+    }
+
+    pub(super) fn note_state(&self, from: VmState) {
+        let to = self.state();
+        if from != to {
+            let reason = match &self.live.power {
+                Power::Failed(reason) => Some(reason.clone()),
+                _ => None,
+            };
+            self.note(EventKind::State { from, to, reason });
+        }
+    }
+
+    pub(super) fn note(&self, kind: EventKind) {
+        if let Err(error) = self
+            .context
+            .root
+            .event_log()
+            .append(Some(self.context.bundle.name()), kind)
+        {
+            self.say(&format!(
+                "can't write the event log: {}",
+                error.chain().join(": ")
+            ));
+        }
+    }
+
+    pub(super) fn say(&self, message: &str) {
+        self.context.log.say(message);
+    }
+}
