@@ -36,7 +36,7 @@ impl Engine {
         let wrap = |error: Error| error.while_doing(format!("can't create {name}"));
         self.clear_away(false)?;
         let half = self.root.begin_creating(name)?;
-        let bundle = self.fill(&half, &spec, progress).await.map_err(wrap)?;
+        let bundle = self.fill(&half, spec, progress).await.map_err(wrap)?;
         match half.finish() {
             Ok(made) => {
                 self.note(
@@ -57,13 +57,13 @@ impl Engine {
     async fn fill(
         &self,
         half: &HalfMade,
-        spec: &VmSpec,
+        mut spec: VmSpec,
         progress: &dyn Progress,
     ) -> Result<Identity> {
-        spec::check(spec)?;
-        self.check_against_host(spec)?;
-        check_forwards(spec)?;
-        let arch = self.arch_of_spec(spec)?;
+        spec::check(&spec)?;
+        self.check_against_host(&spec)?;
+        check_forwards(&spec)?;
+        let arch = self.arch_of_spec(&spec)?;
         let image = match &spec.image {
             Some(text) => Some(
                 self.obtain(Way::Ensure, &self.reference(text)?, arch, progress)
@@ -71,6 +71,9 @@ impl Engine {
             ),
             None => None,
         };
+        if image.as_ref().is_some_and(|image| image.root.is_none()) {
+            keep_root_as_data(&mut spec);
+        }
         progress.report(Update {
             step: "creating",
             detail: half.destination().name(),
@@ -78,8 +81,8 @@ impl Engine {
             total: None,
             unit: Unit::None,
         });
-        let mut identity = self.draft(spec, arch, image.as_ref())?;
-        let choice = self.choose(half.destination(), &identity, spec).await?;
+        let mut identity = self.draft(&spec, arch, image.as_ref())?;
+        let choice = self.choose(half.destination(), &identity, &spec).await?;
         identity.driver = choice.driver;
         identity.machine = choice.machine;
         let bundle = half.bundle();
@@ -94,7 +97,7 @@ impl Engine {
         // First the identity, so that the leases it names can be found and given back if we die here.
         bundle.write_identity(&identity)?;
         let made = self
-            .make_parts(half, spec, image.as_ref(), &mut identity)
+            .make_parts(half, &spec, image.as_ref(), &mut identity)
             .await;
         if let Err(error) = made {
             self.release(&identity)?;
@@ -309,6 +312,21 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// The image has no root disk of its own, its root is in memory: a disk that was asked for as `root` is for data.
+fn keep_root_as_data(spec: &mut VmSpec) {
+    if spec.disks.iter().any(|disk| disk.name == "data") {
+        return;
+    }
+    if let Some(disk) = spec
+        .disks
+        .iter_mut()
+        .find(|disk| disk.name == "root" && disk.path.is_none())
+    {
+        "data".clone_into(&mut disk.name);
+        disk.mount.get_or_insert_with(|| PathBuf::from("/data"));
     }
 }
 

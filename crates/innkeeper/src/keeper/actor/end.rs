@@ -35,23 +35,6 @@ impl Actor {
         }
     }
 
-    /// A stop that was asked for while the guest booted, or while nobody had its channel, is passed on to its agent now.
-    pub(super) fn ask_late_agent(&mut self) {
-        let (Some(ending), Some(agent)) = (&mut self.ending, self.agent.borrow().clone()) else {
-            return;
-        };
-        if std::mem::replace(&mut ending.agent_asked, true) {
-            return;
-        }
-        let news = self.news.clone();
-        tokio::spawn(async move {
-            if agent.shutdown().await.is_ok() {
-                // The actor outlives everything that is done beside it.
-                let _ = news.send(News::Asked(StoppedBy::Agent));
-            }
-        });
-    }
-
     pub(super) fn ask_to_stop(
         &mut self,
         timeout: Duration,
