@@ -408,6 +408,8 @@ pub struct Readiness {
     pub ssh_host_keys: Vec<String>,
     /// What went wrong while the agent, as init, set the guest up.
     pub problems: Vec<String>,
+    /// True while the agent, as init, still sets the guest up: network and mounts of the command line.
+    pub busy: bool,
 }
 
 /// State of cloud-init, from `/run/cloud-init/status.json` and `result.json`.

@@ -35,6 +35,8 @@ pub(crate) enum AgentNews {
     Addresses(Vec<String>),
     /// How far cloud-init is.
     CloudInit(CloudInit),
+    /// Whether the agent, as init, still sets the guest up.
+    Busy(bool),
     /// It answers again.
     Heard,
     /// It has said nothing for so long.
@@ -240,6 +242,7 @@ fn tell_readiness(readiness: &Readiness, news: &mpsc::UnboundedSender<AgentNews>
         Some(state) => CloudInit::Failed(state.errors.clone()),
     };
     let _ = news.send(AgentNews::CloudInit(cloud_init));
+    let _ = news.send(AgentNews::Busy(readiness.busy));
     for problem in &readiness.problems {
         let _ = news.send(AgentNews::Problem(problem.clone()));
     }

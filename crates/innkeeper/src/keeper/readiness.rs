@@ -28,6 +28,8 @@ const PIECE: usize = 64 << 10;
 pub(crate) struct Facts {
     /// The agent has said hello.
     pub agent: bool,
+    /// The agent says that it has set the guest up.
+    pub settled: bool,
     /// The VM has a network.
     pub network: bool,
     /// Number of addresses known.
@@ -90,6 +92,9 @@ pub(crate) fn assess(ready: &ReadyWhen, facts: &Facts) -> (Readiness, Option<Str
         ReadyWhen::Agent | ReadyWhen::CloudInit if !facts.agent => not_yet("waiting for the agent"),
         ReadyWhen::Agent | ReadyWhen::CloudInit if facts.network && facts.addresses == 0 => {
             not_yet("waiting for an address")
+        }
+        ReadyWhen::Agent | ReadyWhen::CloudInit if !facts.settled => {
+            not_yet("waiting for the guest to set itself up")
         }
         ReadyWhen::Agent => (Readiness::Ready, None),
         ReadyWhen::CloudInit => match &facts.cloud_init {
@@ -257,6 +262,12 @@ mod tests {
             "no address yet"
         );
         facts.addresses = 1;
+        assert_eq!(
+            assess(&ReadyWhen::Agent, &facts).0,
+            Readiness::NotReady,
+            "still busy"
+        );
+        facts.settled = true;
         assert_eq!(assess(&ReadyWhen::Agent, &facts), (Readiness::Ready, None));
         assert_eq!(assess(&ReadyWhen::CloudInit, &facts).0, Readiness::NotReady);
         facts.cloud_init = Some(CloudInit::Failed(vec!["no space".to_owned()]));

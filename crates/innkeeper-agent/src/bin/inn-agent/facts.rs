@@ -10,6 +10,9 @@ const MAX_FILE: u64 = 1024 * 1024;
 /// Problems that the agent met as init.
 pub static PROBLEMS: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
 
+/// Whether the agent, as init, still sets the guest up.
+pub static BUSY: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
 fn read(path: impl AsRef<Path>) -> std::io::Result<String> {
     let mut text = Vec::new();
     std::fs::File::open(path)?
@@ -149,6 +152,7 @@ pub fn readiness() -> Readiness {
             .or_else(|| cloud_init_is_configured().then(CloudInit::default)),
         ssh_host_keys: keys,
         problems: crate::log::lock(&PROBLEMS).clone(),
+        busy: BUSY.load(std::sync::atomic::Ordering::SeqCst),
     }
 }
 

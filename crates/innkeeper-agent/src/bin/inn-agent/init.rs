@@ -3,7 +3,7 @@
 //! ```text
 //!  mount /proc /sys /dev ─► modules of the channel ─► open the port ─► serve
 //!                                        │                    ▼
-//!                                        └─► beside it: network ─► "INNKEEPER-READY" ─► other modules, inn.mount= disks, power button
+//!                                        └─► beside it: network, inn.mount= disks ─► "INNKEEPER-READY" ─► other modules, power button
 //! ```
 //! Words of the kernel's command line: `inn.hostname=NAME`, `inn.net=` (see `network`), `inn.time=UNIXSECONDS`,
 //! `inn.mount=DEVICE|serial=NAME|TAG:PATH:FSTYPE[:ro]`. What goes wrong is said on the console and told as a readiness
@@ -120,6 +120,7 @@ fn serve() {
     let (link, operations) = crate::serve::start(true, true);
     watch_signals(signals, Arc::clone(&link));
     let beside = Arc::clone(&link);
+    crate::facts::BUSY.store(true, std::sync::atomic::Ordering::SeqCst);
     let (reachable, reached) = std::sync::mpsc::channel();
     crate::operations::spawn("setup", move || {
         set_up(&modules, &command_line, beside, &reached)
@@ -130,7 +131,7 @@ fn serve() {
     })
 }
 
-/// What is done beside serving: first the network, then the marker on the console, then the rest.
+/// What is done beside serving: first the network and the mounts that were asked for, then the marker on the console, then the rest.
 fn set_up(
     modules: &crate::modules::Modules,
     command_line: &str,
@@ -144,21 +145,26 @@ fn set_up(
             .and_then(|configuration| crate::network::configure(&configuration));
         problems(result.err());
     }
-    if reached.recv().is_ok() {
-        // A guest without a console has nobody to tell.
-        let _ = std::io::stdout().write_all(READY.as_bytes());
+    // Disks need the rest of the modules; without any to mount nothing waits for those.
+    let mounts: Vec<&str> = words(command_line, "inn.mount=").collect();
+    if !mounts.is_empty() {
+        problems(crate::modules::load(&modules.later, command_line));
     }
-    problems(crate::modules::load(&modules.later, command_line));
-    for value in words(command_line, "inn.mount=") {
+    for value in &mounts {
         let result = parse_mount(value).and_then(|request| {
             mount_when_there(&request).map_err(|error| format!("inn.mount={value}: {error}"))
         });
         problems(result.err());
     }
-    let problems = lock(&crate::facts::PROBLEMS).clone();
-    if !problems.is_empty() {
-        let readiness = crate::facts::readiness();
-        link.push(&innkeeper_agent::message::AgentEvent::Readiness(readiness));
+    crate::facts::BUSY.store(false, std::sync::atomic::Ordering::SeqCst);
+    if reached.recv().is_ok() {
+        // A guest without a console has nobody to tell.
+        let _ = std::io::stdout().write_all(READY.as_bytes());
+    }
+    let readiness = crate::facts::readiness();
+    link.push(&innkeeper_agent::message::AgentEvent::Readiness(readiness));
+    if mounts.is_empty() {
+        problems(crate::modules::load(&modules.later, command_line));
     }
     watch_power_button(&link);
 }

@@ -91,6 +91,7 @@ impl Actor {
             }
             AgentNews::Addresses(addresses) => self.live.addresses = addresses,
             AgentNews::CloudInit(status) => self.facts.cloud_init = Some(status),
+            AgentNews::Busy(busy) => self.facts.settled = !busy,
             AgentNews::Heard if self.live.agent.state == AgentState::Silent => {
                 self.live.agent.state = AgentState::Ready;
                 self.live.agent.silent_seconds = None;
