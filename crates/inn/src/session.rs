@@ -163,7 +163,7 @@ async fn join(
                     return Err(Ended::ReaderGone);
                 }
                 // The wait beside it says why.
-                Err(Pumped::Read(_)) => output_done = true,
+                Err(Pumped::Read) => output_done = true,
                 Err(Pumped::Write(error)) => return Err(Ended::Here(error)),
             },
             () = &mut feed, if !fed => fed = true,
@@ -188,7 +188,7 @@ async fn join(
 #[derive(Debug)]
 enum Pumped {
     /// Reading from the guest.
-    Read(io::Error),
+    Read,
     /// Writing here.
     Write(io::Error),
 }
@@ -199,7 +199,7 @@ async fn pump(
 ) -> Result<(), Pumped> {
     let mut buffer = vec![0; PIECE];
     loop {
-        let count = from.read(&mut buffer).await.map_err(Pumped::Read)?;
+        let count = from.read(&mut buffer).await.map_err(|_| Pumped::Read)?;
         if count == 0 {
             return Ok(());
         }

@@ -372,6 +372,9 @@ fn install(
         .arg("--dpkgopt=force-unsafe-io")
         .arg(format!("--architectures={}", arch.debian_name()))
         .arg(format!("--include={},{kernel_package}", PACKAGES.join(",")));
+    if let Some(directory) = temporary_directory() {
+        tool = tool.env("TMPDIR", directory);
+    }
     let apt_config = tool::require("apt-config", "apt", "apt")?;
     let dump = Tool::new(&apt_config, "read the system's apt configuration")
         .arg("dump")
@@ -485,6 +488,19 @@ fn write_overlay(path: &Path) -> std::io::Result<()> {
         "../run/systemd/resolve/stub-resolv.conf",
     )?;
     archive.into_inner()?.sync_all()
+}
+
+/// Finds a directory for temporary files that every user can reach: mmdebstrap's own users, who are others than ours, work in it.
+fn temporary_directory() -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let reachable = |directory: &PathBuf| {
+        directory.ancestors().all(|above| {
+            fs::metadata(above).is_ok_and(|found| found.permissions().mode() & 0o001 != 0)
+        })
+    };
+    [std::env::temp_dir(), "/var/tmp".into(), "/tmp".into()]
+        .into_iter()
+        .find(reachable)
 }
 
 #[cfg(test)]

@@ -160,6 +160,7 @@ async fn a_debian_guest_lives_a_whole_life() {
             std::time::Instant::now() < deadline,
             "the guest did not reboot"
         );
+        // poll: as above
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let again = wait(&host, "deb", WaitFor::Ready, BOOT).await;

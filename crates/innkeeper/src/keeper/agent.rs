@@ -37,6 +37,8 @@ pub(crate) enum AgentNews {
     CloudInit(CloudInit),
     /// Whether the agent, as init, still sets the guest up.
     Busy(bool),
+    /// Every share was mounted, or it was told why not.
+    SharesDone,
     /// It answers again.
     Heard,
     /// It has said nothing for so long.
@@ -231,6 +233,7 @@ fn welcome(
                 let _ = news.send(AgentNews::Problem(message));
             }
         }
+        let _ = news.send(AgentNews::SharesDone);
     });
 }
 

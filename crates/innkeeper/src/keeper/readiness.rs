@@ -30,6 +30,10 @@ pub(crate) struct Facts {
     pub agent: bool,
     /// The agent says that it has set the guest up.
     pub settled: bool,
+    /// The VM has shares.
+    pub shares: bool,
+    /// The agent was asked to mount them, and has answered.
+    pub shares_done: bool,
     /// The VM has a network.
     pub network: bool,
     /// Number of addresses known.
@@ -95,6 +99,9 @@ pub(crate) fn assess(ready: &ReadyWhen, facts: &Facts) -> (Readiness, Option<Str
         }
         ReadyWhen::Agent | ReadyWhen::CloudInit if !facts.settled => {
             not_yet("waiting for the guest to set itself up")
+        }
+        ReadyWhen::Agent | ReadyWhen::CloudInit if facts.shares && !facts.shares_done => {
+            not_yet("waiting for the shares to be mounted")
         }
         ReadyWhen::Agent => (Readiness::Ready, None),
         ReadyWhen::CloudInit => match &facts.cloud_init {

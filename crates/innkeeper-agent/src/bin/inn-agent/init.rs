@@ -166,6 +166,7 @@ fn set_up(
     if mounts.is_empty() {
         problems(crate::modules::load(&modules.later, command_line));
     }
+    crate::modules::all_tried();
     watch_power_button(&link);
 }
 

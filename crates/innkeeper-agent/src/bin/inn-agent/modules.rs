@@ -4,13 +4,34 @@
 //! needs is loaded before anything else, then what the network needs; the rest comes beside serving. Words `module.parameter=value` of the kernel's command
 //! line are passed to their module, several of the same name too: that is how virtio_mmio learns its devices.
 
-use crate::log::say;
+use crate::log::{lock, say};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::CString;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 const LIST: &str = "/etc/innkeeper/modules";
 /// MODULE_INIT_COMPRESSED_FILE of the kernel's uapi/linux/module.h.
 const COMPRESSED: i32 = 4;
+
+/// Whether every module of the list was tried.
+static ALL_TRIED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+/// Says that every module of the list was tried.
+pub fn all_tried() {
+    *lock(&ALL_TRIED.0) = true;
+    ALL_TRIED.1.notify_all();
+}
+
+/// Waits until every module of the list was tried, at most `limit`: a file system may be among the last.
+pub fn wait_for_all(limit: Duration) {
+    let tried = lock(&ALL_TRIED.0);
+    drop(
+        ALL_TRIED
+            .1
+            .wait_timeout_while(tried, limit, |tried| !*tried),
+    );
+}
 
 /// The modules to load, in groups.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -8,6 +8,10 @@ use innkeeper_agent::message::{Closing, ErrorKind, Failure, GuestLog, Reply, Req
 use innkeeper_agent::mux::Incoming;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+/// A mount waits so long for the last kernel module of a guest that has just begun.
+const MODULES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves requests.
 pub struct Operations {
@@ -112,12 +116,17 @@ impl Operations {
             Request::Readiness => Ok(Reply::Readiness(crate::facts::readiness())),
             Request::SetTime { unix_nanoseconds } => crate::power::set_time(unix_nanoseconds)
                 .map_err(|error| failure("set the clock", &error)),
-            Request::Mount(request) => crate::init::mount(&request).map_err(|error| {
-                failure(
-                    &format!("mount {} on {}", request.source, request.path),
-                    &error,
-                )
-            }),
+            Request::Mount(request) => {
+                if self.is_init {
+                    crate::modules::wait_for_all(MODULES_TIMEOUT);
+                }
+                crate::init::mount(&request).map_err(|error| {
+                    failure(
+                        &format!("mount {} on {}", request.source, request.path),
+                        &error,
+                    )
+                })
+            }
             Request::SetHostname { hostname } => rustix::system::sethostname(hostname.as_bytes())
                 .map(|()| {
                     self.link.set_guest(crate::facts::guest_info(self.is_init));

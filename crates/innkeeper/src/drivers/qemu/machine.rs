@@ -113,6 +113,9 @@ pub(super) fn supervise_launched(launched: Launched) -> Result<Running> {
     )
 }
 
+/// How long a QEMU whose monitor has closed may take to be gone.
+const ENDING: Duration = Duration::from_millis(500);
+
 /// Takes over a QEMU that another process launched.
 pub(super) async fn adopt(record: Record) -> Result<Running> {
     let process = match open(&record)? {
@@ -123,6 +126,10 @@ pub(super) async fn adopt(record: Record) -> Result<Running> {
         answer = first_answer(&record.monitor) => answer,
         _ = process.gone() => return Err(gone(&record)),
     };
+    // A monitor that closes usually means a process that is just ending.
+    if answer.is_err() && tokio::time::timeout(ENDING, process.gone()).await.is_ok() {
+        return Err(gone(&record));
+    }
     let (qmp, events, status) = answer.map_err(|error| {
         Error::new(
             ErrorKind::Unreachable,

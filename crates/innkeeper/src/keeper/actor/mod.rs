@@ -49,6 +49,8 @@ const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANNOUNCED_TIMEOUT: Duration = Duration::from_millis(1500);
 /// A keeper that nobody asks to do anything ends after this: sooner than a command that needs the VM's lock gives up waiting for it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// No more of what an agent has to say is noted, in characters.
+const LONGEST_PROBLEM: usize = 500;
 /// Logs, sockets and silence are looked after this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 

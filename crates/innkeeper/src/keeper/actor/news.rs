@@ -58,6 +58,8 @@ impl Actor {
             News::Asked(by) => {
                 if let Some(ending) = &mut self.ending
                     && ending.by != StoppedBy::Kill
+                    // An agent that took the word counts before a button that was pressed besides.
+                    && !(ending.by == StoppedBy::Agent && by == StoppedBy::PowerButton)
                 {
                     ending.by = by;
                 }
@@ -92,6 +94,7 @@ impl Actor {
             AgentNews::Addresses(addresses) => self.live.addresses = addresses,
             AgentNews::CloudInit(status) => self.facts.cloud_init = Some(status),
             AgentNews::Busy(busy) => self.facts.settled = !busy,
+            AgentNews::SharesDone => self.facts.shares_done = true,
             AgentNews::Heard if self.live.agent.state == AgentState::Silent => {
                 self.live.agent.state = AgentState::Ready;
                 self.live.agent.silent_seconds = None;
@@ -109,12 +112,22 @@ impl Actor {
                 }
             }
             AgentNews::Halting { for_good: true } if !self.announced => {
+                if let Some(ending) = &mut self.ending
+                    && ending.agent_asked
+                    && ending.by != StoppedBy::Kill
+                {
+                    ending.by = StoppedBy::Agent;
+                }
                 self.announced = true;
                 self.quit_at
                     .get_or_insert(Instant::now() + ANNOUNCED_TIMEOUT);
             }
             AgentNews::Halting { .. } => {}
-            AgentNews::Problem(message) => self.say(&message),
+            AgentNews::Problem(message) => {
+                let message: String = message.chars().take(LONGEST_PROBLEM).collect();
+                self.say(&message);
+                self.note(EventKind::Note { message });
+            }
         }
     }
 

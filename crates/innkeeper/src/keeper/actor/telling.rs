@@ -22,6 +22,7 @@ impl Actor {
         if self.live.power == Power::Running && self.live.stale_since.is_none() {
             let ready = ready_when(&self.context.identity, spec);
             self.facts.network = !spec.networks.is_empty();
+            self.facts.shares = !spec.shares.is_empty();
             self.facts.addresses = self.live.addresses.len();
             (self.live.readiness, self.live.waiting_for) = assess(&ready, &self.facts);
         } else if self.live.power != Power::Running {
