@@ -64,21 +64,18 @@ enum Bench {
     /// `inn create` from a 10 GiB image, against `qemu-img create -b`.
     Create(InnArguments),
     /// All of them, one table, and docs/benchmarks.md.
-    All(InnArguments),
+    All(CopyArguments),
 }
 
-/// What to copy.
+/// How much `cp` copies.
 #[derive(Args)]
 struct CopyArguments {
     #[command(flatten)]
     inn: InnArguments,
-    /// Size of the file in MiB.
-    #[arg(long, default_value_t = COPIED_MIB)]
+    /// Size of the file in MiB; the goal speaks of 1024.
+    #[arg(long, default_value_t = 1024)]
     size_mib: u64,
 }
-
-/// The size that the goal speaks of.
-const COPIED_MIB: u64 = 1024;
 
 /// One measured run of a side.
 pub(crate) type Side<'a> = Box<dyn FnMut() -> Result<Duration> + 'a>;
@@ -159,7 +156,11 @@ fn boot_alone(arguments: &boot::BootArguments) -> Result<Vec<Row>> {
 type Bound<'a> = Box<dyn FnOnce(&mut Installation, usize) -> Result<Vec<Row>> + 'a>;
 
 /// Runs all in one home. One that fails is told on the page and at the end, and does not stop the others.
-fn all(arguments: &InnArguments) -> Result<()> {
+fn all(arguments: &CopyArguments) -> Result<()> {
+    let CopyArguments {
+        inn: arguments,
+        size_mib,
+    } = arguments;
     let (quick, slow) = (Pace::Quick.pairs(arguments)?, Pace::Slow.pairs(arguments)?);
     let mut installation = Installation::new(arguments)?;
     let circumstances = Circumstances::ask(&mut installation)?;
@@ -182,7 +183,7 @@ fn all(arguments: &InnArguments) -> Result<()> {
         (
             "cp",
             slow,
-            Box::new(|installation, pairs| copy::run(installation, pairs, COPIED_MIB)),
+            Box::new(|installation, pairs| copy::run(installation, pairs, *size_mib)),
         ),
     ];
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
