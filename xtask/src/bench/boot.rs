@@ -5,29 +5,34 @@
 //! TCG, in the calibration of the TSC.
 
 use std::ffi::OsString;
-use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use super::{Goal, Pair, measure};
+use super::installation::{Files, InnArguments, Installation};
+use super::raw::{Killed, wait_for};
+use super::report::{Goal, Row};
+use super::{Pair, measure};
 
 /// What to boot.
 #[derive(Args)]
 pub(crate) struct BootArguments {
-    /// The kernel as bzImage.
-    #[arg(long)]
-    kernel: PathBuf,
+    /// Whose tiny image is booted, and how often.
+    #[command(flatten)]
+    pub(super) inn: InnArguments,
+    /// The kernel as bzImage; with --initrd instead of the tiny image.
+    #[arg(long, requires = "initrd")]
+    kernel: Option<PathBuf>,
     /// The same kernel as an ELF file with a PVH note; without it, only what needs none is measured.
-    #[arg(long)]
+    #[arg(long, requires = "kernel")]
     vmlinux: Option<PathBuf>,
     /// Initial RAM disk, whose init prints the marker on the console.
-    #[arg(long)]
-    initrd: PathBuf,
+    #[arg(long, requires = "kernel")]
+    initrd: Option<PathBuf>,
     /// What the guest prints when it is up.
     #[arg(long, default_value = "INNKEEPER-READY")]
     marker: String,
@@ -37,19 +42,56 @@ pub(crate) struct BootArguments {
     /// Accelerator, as for QEMU's -accel.
     #[arg(long, default_value = "tcg")]
     accel: String,
-    /// How many pairs, at least 15.
-    #[arg(long, default_value_t = 15)]
-    pairs: usize,
-    /// Seconds after which a boot counts as hung, which ends the benchmark.
-    #[arg(long, default_value_t = 60)]
-    timeout: u64,
+}
+
+impl BootArguments {
+    /// The kernel that was given, else the tiny image's.
+    pub(super) fn kernel(&self) -> Option<Files> {
+        Some(Files {
+            kernel: self.kernel.clone()?,
+            vmlinux: self.vmlinux.clone(),
+            initrd: self.initrd.clone()?,
+        })
+    }
+
+    /// What to measure with these files.
+    pub(super) fn boot(&self, files: Files) -> Boot {
+        Boot {
+            files,
+            marker: self.marker.clone(),
+            qemu: self.qemu.clone(),
+            accel: self.accel.clone(),
+            limit: self.inn.limit(),
+        }
+    }
+}
+
+/// What every variant boots.
+pub(super) struct Boot {
+    pub(super) files: Files,
+    pub(super) marker: String,
+    pub(super) qemu: PathBuf,
+    pub(super) accel: String,
+    pub(super) limit: Duration,
+}
+
+impl Boot {
+    /// The tiny image, on the accelerator that VMs here get.
+    pub(super) fn tiny(installation: &Installation, accel: &str) -> Result<Self> {
+        Ok(Self {
+            files: installation.tiny()?,
+            marker: "INNKEEPER-READY".to_owned(),
+            qemu: "qemu-system-x86_64".into(),
+            accel: accel.to_owned(),
+            limit: installation.limit(),
+        })
+    }
 }
 
 /// Kernel parameters that every variant has.
 const PLAIN: &str = "console=ttyS0 panic=-1";
-/// Parameters that save time in a VM; see docs of the kernel's parameters.
-const TUNED: &str = "console=ttyS0 panic=-1 quiet loglevel=1 tsc=reliable no_timer_check i8042.noaux i8042.nokbd \
-                     i8042.nopnp i8042.dumbkbd mitigations=off cryptomgr.notests random.trust_cpu=on";
+/// The parameters that the QEMU driver gives, which save time; each is explained there, in `board.rs`.
+const TUNED: &str = "console=ttyS0 loglevel=5 no_timer_check cryptomgr.notests 8250.nr_uarts=1 reboot=t quiet panic=-1";
 
 /// How a variant boots.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +121,7 @@ const VARIANTS: &[Variant] = &[
     },
     Variant {
         name: "q35 PVH tuned",
-        machine: "q35",
+        machine: Q35,
         pvh: true,
         parameters: TUNED,
         goal: Some(0.85),
@@ -107,38 +149,41 @@ const VARIANTS: &[Variant] = &[
     },
 ];
 
+/// As the QEMU driver builds it, without devices that a VM does not need.
+const Q35: &str = "q35,i8042=off,vmport=off,usb=off";
 const MICROVM: &str = "microvm,acpi=off,pcie=off";
 
-/// Measures all variants that the arguments allow.
-pub(crate) fn run(arguments: &BootArguments) -> Result<()> {
+/// Measures all variants that the files allow.
+pub(super) fn run(boot: &Boot, pairs: usize) -> Result<Vec<Row>> {
+    let files = &boot.files;
     for file in [
-        Some(&arguments.kernel),
-        arguments.vmlinux.as_ref(),
-        Some(&arguments.initrd),
+        Some(&files.kernel),
+        files.vmlinux.as_ref(),
+        Some(&files.initrd),
     ]
     .into_iter()
     .flatten()
     {
         ensure!(file.is_file(), "{} is not a file", file.display());
     }
-    ensure!(!arguments.marker.is_empty(), "the marker is empty");
-    let pairs = VARIANTS
+    ensure!(!boot.marker.is_empty(), "the marker is empty");
+    let variants = VARIANTS
         .iter()
-        .filter(|variant| !variant.pvh || arguments.vmlinux.is_some())
+        .filter(|variant| !variant.pvh || files.vmlinux.is_some())
         .map(|variant| Pair {
             name: variant.name.to_owned(),
-            ours: Box::new(|| boot(arguments, *variant)),
-            theirs: Box::new(|| boot(arguments, BASELINE)),
-            goal: variant.goal.map(Goal::RatioAtMost),
+            ours: Box::new(|| once(boot, *variant)),
+            theirs: Box::new(|| once(boot, BASELINE)),
+            goal: variant.goal.map(Goal::Ratio),
         })
         .collect();
-    measure("boot", pairs, arguments.pairs)
+    measure(variants, pairs)
 }
 
-fn argv(arguments: &BootArguments, variant: Variant) -> Vec<OsString> {
-    let kernel = match &arguments.vmlinux {
+fn argv(boot: &Boot, variant: Variant) -> Vec<OsString> {
+    let kernel = match &boot.files.vmlinux {
         Some(vmlinux) if variant.pvh => vmlinux,
-        _ => &arguments.kernel,
+        _ => &boot.files.kernel,
     };
     let mut argv: Vec<OsString> = [
         "-nodefaults",
@@ -152,49 +197,38 @@ fn argv(arguments: &BootArguments, variant: Variant) -> Vec<OsString> {
     .into();
     let mut add = |name: &str, value: OsString| argv.extend([OsString::from(name), value]);
     add("-machine", variant.machine.into());
-    add("-accel", arguments.accel.clone().into());
+    add("-accel", boot.accel.clone().into());
     add("-m", "256".into());
     add("-smp", "1".into());
     add("-kernel", kernel.into());
-    add("-initrd", arguments.initrd.clone().into());
+    add("-initrd", boot.files.initrd.clone().into());
     add("-append", variant.parameters.into());
     add("-serial", "stdio".into());
     argv.push("-no-reboot".into());
     argv
 }
 
-/// Kills the emulator however the measurement ends.
-struct Emulator(Child);
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        // Both fail only when it has ended and been waited for, which is what is wanted.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn boot(arguments: &BootArguments, variant: Variant) -> Result<Duration> {
-    let mut command = Command::new(&arguments.qemu);
+fn once(boot: &Boot, variant: Variant) -> Result<Duration> {
+    let mut command = Command::new(&boot.qemu);
     command
-        .args(argv(arguments, variant))
+        .args(argv(boot, variant))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit());
     let start = Instant::now();
-    let mut emulator = Emulator(
+    let mut emulator = Killed(
         command
             .spawn()
-            .with_context(|| format!("starting {}", arguments.qemu.display()))?,
+            .with_context(|| format!("starting {}", boot.qemu.display()))?,
     );
     let output = emulator.0.stdout.take().context("no pipe to the console")?;
     let (sender, receiver) = mpsc::channel();
-    let marker = arguments.marker.clone().into_bytes();
+    let marker = boot.marker.clone().into_bytes();
     let reader = std::thread::spawn(move || {
         // The receiver is gone only when the time is up.
         let _ = sender.send(wait_for(output, &marker).map(|found| (found, Instant::now())));
     });
-    let answer = receiver.recv_timeout(Duration::from_secs(arguments.timeout));
+    let answer = receiver.recv_timeout(boot.limit);
     drop(emulator);
     // The pipe is closed now, so the reader ends.
     let _ = reader.join();
@@ -203,57 +237,21 @@ fn boot(arguments: &BootArguments, variant: Variant) -> Result<Duration> {
         Ok(Ok((false, _))) => bail!(
             "{}: QEMU ended before the marker {:?}",
             variant.name,
-            arguments.marker
+            boot.marker
         ),
         Ok(Err(error)) => Err(error).context("reading the console"),
         Err(_) => bail!(
             "{}: no marker {:?} within {} s",
             variant.name,
-            arguments.marker,
-            arguments.timeout
+            boot.marker,
+            boot.limit.as_secs()
         ),
-    }
-}
-
-/// Reads until the marker; false at the end of the stream. Keeps no more than the marker's length of what was read.
-fn wait_for(mut stream: impl Read, marker: &[u8]) -> std::io::Result<bool> {
-    let mut window = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        let count = stream.read(&mut buffer)?;
-        if count == 0 {
-            return Ok(false);
-        }
-        window.extend_from_slice(&buffer[..count]);
-        if window.windows(marker.len()).any(|part| part == marker) {
-            return Ok(true);
-        }
-        let keep = window.len().min(marker.len().saturating_sub(1));
-        window.drain(..window.len() - keep);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Gives one byte at a time, the worst way to cut a marker.
-    struct Dribble<'a>(&'a [u8]);
-
-    impl Read for Dribble<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let count = self.0.len().min(1);
-            buffer[..count].copy_from_slice(&self.0[..count]);
-            self.0 = &self.0[count..];
-            Ok(count)
-        }
-    }
-
-    #[test]
-    fn markers_are_found_across_reads() {
-        assert!(wait_for(Dribble(b"boot REREADY\n"), b"READY").expect("read"));
-        assert!(!wait_for(Dribble(b"boot READ Y"), b"READY").expect("read"));
-    }
 
     #[test]
     fn microvm_never_runs_with_acpi() {

@@ -1,23 +1,37 @@
 //! `cargo xtask bench`: one frame for all benchmarks.
 //!
 //! A benchmark is a pair of things timed in one run, turn by turn and in alternating order, so that a machine that
-//! grows slower hits both alike. It prints medians, intervals and whether the goal is reached, and writes
-//! `target/bench/NAME.json`. Figures of different runs are never compared. It judges nothing by a single timing, and
-//! an interval that holds the goal is told as "not shown".
+//! grows slower hits both alike; where there is no peer, a series. It prints medians, intervals and whether the goal is
+//! reached, and writes `target/bench/NAME.json`. Figures of different runs are never compared.
+//!
+//! ```text
+//!  installation  an inn with a home of its own ──┐
+//!  raw           QEMU by hand ───────────────────┼─► commands, start, kill, memory, copy, boot ─► report
+//!  statistics    medians and intervals ──────────┘                                                 table, JSON, page
+//! ```
 
 mod boot;
+mod circumstances;
 mod commands;
+mod copy;
+mod installation;
+mod kill;
+mod memory;
+mod raw;
+mod report;
+mod start;
 mod statistics;
 
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
-use serde::Serialize;
 
+use crate::process::say;
 use crate::workspace;
-use statistics::{Summary, summarise};
+use installation::{InnArguments, Installation};
+use report::{Circumstances, Goal, Row};
 
 /// Fewer pairs give no usable interval.
 const LEAST_PAIRS: usize = 15;
@@ -33,14 +47,34 @@ pub(crate) struct BenchArguments {
 enum Bench {
     /// Raw QEMU: spawn to the guest's marker, our boot variants against a plain q35 bzImage.
     Boot(boot::BootArguments),
+    /// `inn start` against raw QEMU with the same everything: to QMP ready, and to ready.
+    Run(InnArguments),
+    /// `inn kill` to gone, and a killed QEMU until it is told as failed.
+    Kill(InnArguments),
+    /// The keeper's private memory.
+    Memory(InnArguments),
+    /// `inn cp` against the raw channel, and `inn exec` beside it.
+    Cp(CopyArguments),
     /// `inn --version` against /bin/true.
-    Version(commands::CommandArguments),
+    Version(InnArguments),
     /// `inn ls` with 100 VMs, 3 of them running, against /bin/true.
-    Ls(commands::CommandArguments),
+    Ls(InnArguments),
     /// `inn exec NAME true` in a running tiny guest, against /bin/true on the host.
-    Exec(commands::CommandArguments),
+    Exec(InnArguments),
     /// `inn create` from a 10 GiB image, against `qemu-img create -b`.
-    Create(commands::CommandArguments),
+    Create(InnArguments),
+    /// All of them, one table, and docs/benchmarks.md.
+    All(CopyArguments),
+}
+
+/// How much `cp` copies.
+#[derive(Args)]
+struct CopyArguments {
+    #[command(flatten)]
+    inn: InnArguments,
+    /// Size of the file in MiB; the goal speaks of 1024.
+    #[arg(long, default_value_t = 1024)]
+    size_mib: u64,
 }
 
 /// One measured run of a side.
@@ -55,71 +89,131 @@ pub(crate) struct Pair<'a> {
     pub(crate) goal: Option<Goal>,
 }
 
-/// What is to be reached.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) enum Goal {
-    /// Ours over theirs, at most.
-    RatioAtMost(f64),
-    /// Ours, in milliseconds, whatever the peer takes.
-    OursAtMost(f64),
+/// Runs the benchmark that was named.
+pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
+    match &arguments.bench {
+        Bench::Boot(arguments) => publish("boot", boot_alone(arguments)?),
+        Bench::Run(arguments) => single("run", arguments, Pace::Slow, start::run),
+        Bench::Kill(arguments) => single("kill", arguments, Pace::Slow, kill::run),
+        Bench::Memory(arguments) => single("memory", arguments, Pace::Slow, memory::run),
+        Bench::Cp(arguments) => single("cp", &arguments.inn, Pace::Slow, |installation, pairs| {
+            copy::run(installation, pairs, arguments.size_mib)
+        }),
+        Bench::Version(arguments) => single("version", arguments, Pace::Quick, commands::version),
+        Bench::Ls(arguments) => single("ls", arguments, Pace::Quick, commands::ls),
+        Bench::Exec(arguments) => single("exec", arguments, Pace::Quick, commands::exec),
+        Bench::Create(arguments) => single("create", arguments, Pace::Quick, commands::create),
+        Bench::All(arguments) => all(arguments),
+    }
 }
 
-/// How a goal stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(crate) enum Verdict {
-    /// The whole interval is within.
-    Reached,
-    /// The interval holds the goal: more pairs, or a quieter machine.
-    NotShown,
-    /// The whole interval is beyond.
-    NotReached,
+/// How long a pair takes, which decides how many there are by default.
+#[derive(Debug, Clone, Copy)]
+enum Pace {
+    /// Milliseconds.
+    Quick,
+    /// Seconds.
+    Slow,
 }
 
-impl Goal {
-    fn judge(self, summary: &Summary) -> Verdict {
-        let (estimate, limit) = match self {
-            Goal::RatioAtMost(limit) => (summary.ratio, limit),
-            Goal::OursAtMost(limit) => (summary.ours_alone_ms, limit),
+impl Pace {
+    fn pairs(self, arguments: &InnArguments) -> Result<usize> {
+        let pairs = match self {
+            Pace::Quick => arguments.quick_pairs(),
+            Pace::Slow => arguments.slow_pairs(),
         };
-        if estimate.high <= limit {
-            Verdict::Reached
-        } else if estimate.low > limit {
-            Verdict::NotReached
-        } else {
-            Verdict::NotShown
+        ensure!(
+            pairs >= LEAST_PAIRS,
+            "{pairs} pairs are too few: at least {LEAST_PAIRS}"
+        );
+        Ok(pairs)
+    }
+}
+
+fn single(
+    name: &str,
+    arguments: &InnArguments,
+    pace: Pace,
+    bench: impl FnOnce(&mut Installation, usize) -> Result<Vec<Row>>,
+) -> Result<()> {
+    let pairs = pace.pairs(arguments)?;
+    let mut installation = Installation::new(arguments)?;
+    publish(name, bench(&mut installation, pairs)?)
+}
+
+fn boot_alone(arguments: &boot::BootArguments) -> Result<Vec<Row>> {
+    let pairs = Pace::Slow.pairs(&arguments.inn)?;
+    match arguments.kernel() {
+        Some(files) => boot::run(&arguments.boot(files), pairs),
+        None => {
+            let installation = Installation::new(&arguments.inn)?;
+            boot::run(&arguments.boot(installation.tiny()?), pairs)
         }
     }
 }
 
-/// One row of a result.
-#[derive(Debug, Serialize)]
-struct Row {
-    name: String,
-    #[serde(flatten)]
-    summary: Summary,
-    goal: Option<Goal>,
-    verdict: Option<Verdict>,
-    /// All timings in order, in milliseconds: (ours, theirs).
-    pairs_ms: Vec<(f64, f64)>,
-}
+/// One benchmark of `all`.
+type Bound<'a> = Box<dyn FnOnce(&mut Installation, usize) -> Result<Vec<Row>> + 'a>;
 
-/// Runs the benchmark that was named.
-pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
-    match &arguments.bench {
-        Bench::Boot(arguments) => boot::run(arguments),
-        Bench::Version(arguments) => commands::version(arguments),
-        Bench::Ls(arguments) => commands::ls(arguments),
-        Bench::Exec(arguments) => commands::exec(arguments),
-        Bench::Create(arguments) => commands::create(arguments),
+/// Runs all in one home. One that fails is told on the page and at the end, and does not stop the others.
+fn all(arguments: &CopyArguments) -> Result<()> {
+    let CopyArguments {
+        inn: arguments,
+        size_mib,
+    } = arguments;
+    let (quick, slow) = (Pace::Quick.pairs(arguments)?, Pace::Slow.pairs(arguments)?);
+    let mut installation = Installation::new(arguments)?;
+    let circumstances = Circumstances::ask(&mut installation)?;
+    let accel = circumstances.accel.clone();
+    let benches: Vec<(&str, usize, Bound)> = vec![
+        (
+            "boot",
+            slow,
+            Box::new(|installation, pairs| {
+                boot::run(&boot::Boot::tiny(installation, &accel)?, pairs)
+            }),
+        ),
+        ("run", slow, Box::new(start::run)),
+        ("kill", slow, Box::new(kill::run)),
+        ("version", quick, Box::new(commands::version)),
+        ("ls", quick, Box::new(commands::ls)),
+        ("exec", quick, Box::new(commands::exec)),
+        ("create", quick, Box::new(commands::create)),
+        ("memory", slow, Box::new(memory::run)),
+        (
+            "cp",
+            slow,
+            Box::new(|installation, pairs| copy::run(installation, pairs, *size_mib)),
+        ),
+    ];
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    for (name, pairs, bench) in benches {
+        say(&format!("bench {name}"));
+        match bench(&mut installation, pairs) {
+            Ok(more) => rows.extend(more),
+            Err(error) => {
+                let failure = format!("{name}: {error:#}");
+                say(&failure);
+                failures.push(failure);
+                // What it left running would slow the next one down.
+                installation.remove_all();
+            }
+        }
     }
+    drop(installation);
+    let path = workspace::root().join("docs/benchmarks.md");
+    fs::write(&path, report::page(&circumstances, &rows, &failures))
+        .with_context(|| format!("writing {}", path.display()))?;
+    publish("all", rows)?;
+    println!("written to {}", path.display());
+    if !failures.is_empty() {
+        bail!("not measured: {}", failures.join("; "));
+    }
+    Ok(())
 }
 
-/// Times all pairs in interleaved rounds, prints and writes the result.
-pub(crate) fn measure(name: &str, mut pairs: Vec<Pair<'_>>, count: usize) -> Result<()> {
-    ensure!(
-        count >= LEAST_PAIRS,
-        "{count} pairs are too few: at least {LEAST_PAIRS}"
-    );
+/// Times all pairs in interleaved rounds.
+fn measure(mut pairs: Vec<Pair<'_>>, count: usize) -> Result<Vec<Row>> {
     for pair in &mut pairs {
         // Once unmeasured: the page cache is to be warm for both.
         (pair.ours)().with_context(|| format!("{}, warming up", pair.name))?;
@@ -133,22 +227,16 @@ pub(crate) fn measure(name: &str, mut pairs: Vec<Pair<'_>>, count: usize) -> Res
             );
         }
     }
-    let rows: Vec<Row> = pairs
-        .iter()
-        .zip(timings)
-        .map(|(pair, pairs_ms)| {
-            let summary = summarise(&pairs_ms).context("no pairs")?;
-            let verdict = pair.goal.map(|goal| goal.judge(&summary));
-            Ok(Row {
-                name: pair.name.clone(),
-                summary,
-                goal: pair.goal,
-                verdict,
-                pairs_ms,
-            })
-        })
-        .collect::<Result<_>>()?;
-    print!("{}", table(&rows));
+    pairs
+        .into_iter()
+        .zip(&timings)
+        .map(|(pair, timings)| Row::of_pairs(pair.name, timings, pair.goal))
+        .collect()
+}
+
+/// Prints rows and keeps them with all their values.
+fn publish(name: &str, rows: Vec<Row>) -> Result<()> {
+    print!("{}", report::table(&rows));
     let directory = workspace::target_directory()?.join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     let path = directory.join(format!("{name}.json"));
@@ -158,8 +246,11 @@ pub(crate) fn measure(name: &str, mut pairs: Vec<Pair<'_>>, count: usize) -> Res
     Ok(())
 }
 
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
 fn time_once(pair: &mut Pair<'_>, round: usize) -> Result<(f64, f64)> {
-    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
     // Who goes first changes each round, so that neither always finds the other's warmth.
     if round.is_multiple_of(2) {
         let ours = (pair.ours)()?;
@@ -172,46 +263,11 @@ fn time_once(pair: &mut Pair<'_>, round: usize) -> Result<(f64, f64)> {
     }
 }
 
-fn table(rows: &[Row]) -> String {
-    let mut text = format!(
-        "{:<28} {:>5} {:>10} {:>10} {:>26} {:>20}  goal\n",
-        "benchmark", "pairs", "ours ms", "theirs ms", "difference ms [95%]", "ratio [95%]"
-    );
-    for row in rows {
-        let (difference, ratio) = (row.summary.difference_ms, row.summary.ratio);
-        let goal = match (row.goal, row.verdict) {
-            (Some(goal), Some(verdict)) => {
-                let word = match verdict {
-                    Verdict::Reached => "reached",
-                    Verdict::NotShown => "not shown",
-                    Verdict::NotReached => "not reached",
-                };
-                match goal {
-                    Goal::RatioAtMost(limit) => format!("ratio <= {limit}: {word}"),
-                    Goal::OursAtMost(limit) => format!("ours <= {limit} ms: {word}"),
-                }
-            }
-            _ => "-".to_owned(),
-        };
-        text.push_str(&format!(
-            "{:<28} {:>5} {:>10.1} {:>10.1} {:>26} {:>20}  {goal}\n",
-            row.name,
-            row.summary.pairs,
-            row.summary.ours_ms,
-            row.summary.theirs_ms,
-            format!(
-                "{:.1} [{:.1}, {:.1}]",
-                difference.value, difference.low, difference.high
-            ),
-            format!("{:.3} [{:.3}, {:.3}]", ratio.value, ratio.low, ratio.high),
-        ));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+
+    use clap::Parser;
 
     use super::*;
 
@@ -238,18 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn goals_are_judged_by_the_interval() {
-        let judge = |ours: f64| {
-            let pairs: Vec<_> = (0..15).map(|i| (ours + f64::from(i % 5), 100.0)).collect();
-            Goal::RatioAtMost(0.85).judge(&summarise(&pairs).expect("a summary"))
-        };
-        assert_eq!(judge(70.0), Verdict::Reached);
-        assert_eq!(judge(83.0), Verdict::NotShown);
-        assert_eq!(judge(95.0), Verdict::NotReached);
-    }
-
-    #[test]
     fn too_few_pairs_are_refused() {
-        assert!(measure("none", Vec::new(), 3).is_err());
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            bench: BenchArguments,
+        }
+        let line = Line::try_parse_from(["bench", "version", "--pairs", "3"]).expect("a line");
+        let error = run(&line.bench).expect_err("too few");
+        assert!(error.to_string().contains("at least 15"), "{error}");
     }
 }

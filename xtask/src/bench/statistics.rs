@@ -63,7 +63,8 @@ pub(crate) fn summarise(pairs: &[(f64, f64)]) -> Option<Summary> {
     })
 }
 
-fn bootstrap(values: &[f64]) -> Option<Estimate> {
+/// The median and its 95% interval; none for no values.
+pub(crate) fn bootstrap(values: &[f64]) -> Option<Estimate> {
     let value = median(values)?;
     let mut random = SplitMix(0x9e37_79b9_7f4a_7c15);
     let mut medians = Vec::with_capacity(RESAMPLES);
