@@ -70,7 +70,7 @@ pub struct Running {
     pub machine: Box<dyn Machine>,
     /// What happens to it; ends after `MachineEvent::Exited`.
     pub events: mpsc::UnboundedReceiver<MachineEvent>,
-    /// What `adopt` needs, for the engine to keep.
+    /// What `adopt` needs, for the engine to keep. Its field `pid` is the hypervisor's process id.
     pub record: serde_json::Value,
 }
 

@@ -19,7 +19,8 @@ const TAIL_LIMIT: u64 = 2048;
 pub(super) struct Record {
     /// Boot of the host in which it was launched.
     pub(super) boot_id: String,
-    /// QEMU itself.
+    /// QEMU itself; its `pid` stands at the top, where the contract wants it.
+    #[serde(flatten)]
     pub(super) process: ProcessIdentity,
     /// The processes that end with it.
     pub(super) sidecars: Vec<ProcessIdentity>,
