@@ -1,4 +1,4 @@
-//! Everything about the house that is more than one cargo command: `cargo xtask demo|test|check|tidy|bench|agent`.
+//! Everything about the house that is more than one cargo command: `cargo xtask demo|test|check|tidy|bench|docs|agent`.
 //!
 //! Each subcommand is one module. Nothing here is part of the product, and no crate of the product knows of it.
 //! It deliberately downloads nothing but Debian packages, and those only in `demo` and `test`, saying which and why.
@@ -7,6 +7,7 @@ mod agent;
 mod bench;
 mod check;
 mod demo;
+mod docs;
 mod licences;
 mod packages;
 mod process;
@@ -43,6 +44,8 @@ enum Task {
     Licences,
     /// Benchmarks as interleaved pairs.
     Bench(bench::BenchArguments),
+    /// Writes the pages that come from results: docs/drivers.md.
+    Docs(docs::DocsArguments),
     /// Builds the static guest agents into target/libexec/innkeeper.
     Agent,
     /// Runs a written test plan; `test` calls this as the unprivileged user.
@@ -71,6 +74,7 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Licences => licences::run(),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Docs(arguments) => docs::run(&arguments),
         Task::Agent => agent::build(agent::Architectures::All).map(|_| ()),
         Task::RunTestPlan(arguments) => testing::run_plan(&arguments),
         Task::InView(arguments) => testing::enter_view(&arguments),

@@ -146,7 +146,7 @@ use Word::{ButtonOnly, Deaf, FailingLaunch, NoButton, SlowLaunch};
 
 /// Every trial.
 pub const TRIALS: &[Trial] = trials![
-    lifecycle::starts_stops_and_starts_again [Has(Agent)],
+    lifecycle::starts_stops_and_starts_again [Can(C::BootDirect), Can(C::AgentChannel), Has(Agent)],
     lifecycle::a_second_start_is_already_so [],
     lifecycle::of_two_starts_at_once_one_wins [],
     lifecycle::a_stopped_vm_is_stopped_and_killed_already [],
@@ -192,14 +192,14 @@ pub const TRIALS: &[Trial] = trials![
     changes::two_creates_at_once_make_one_vm [],
     changes::a_port_in_use_is_told_before_anything_starts [Can(C::PortForward), Has(Network)],
     absence::what_a_driver_lacks_is_refused_by_its_field [],
-    inside::commands_give_their_codes [Has(Agent)],
+    inside::commands_give_their_codes [Can(C::AgentChannel), Has(Agent)],
     inside::ten_megabytes_pass_through_a_command_whole [Has(Agent)],
     inside::a_copy_does_not_starve_a_command [Has(Agent)],
     inside::copies_keep_modes_times_and_links [Has(Agent)],
-    inside::addresses_are_known [Has(Agent), Has(Network)],
+    inside::addresses_are_known [Can(C::NetworkUser), Has(Agent), Has(Network)],
     inside::the_console_is_in_the_serial_log [Can(C::SerialLog), Has(Console), Has(Agent)],
     inside::forwards_reach_the_guest [Can(C::PortForward), Has(Network), Has(Agent)],
-    inside::figures_are_sane [Has(Agent)],
+    inside::figures_are_sane [Can(C::BlockStatistics), Has(Agent)],
     inside::a_data_disk_is_mounted_and_kept [Can(C::Disks), Has(Mounts), Has(Agent)],
 ];
 
