@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::installation::Installation;
+use super::installation::{IMAGE_LIMIT, Installation, finish_within};
 use super::report::{Goal, Row};
 use super::{Pair, measure};
 
@@ -52,7 +52,7 @@ pub(super) fn create(installation: &mut Installation, pairs: usize) -> Result<Ve
         "image", "import", "-q", "--name", "bench", "--format", "raw",
     ]);
     import.arg(&image);
-    installation.finish(import)?;
+    finish_within(import, IMAGE_LIMIT)?;
     installation.note("create");
     let installation = &*installation;
     let pair = Pair {

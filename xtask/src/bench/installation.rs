@@ -17,8 +17,8 @@ use serde::Deserialize;
 use crate::process::{output, shown};
 use crate::workspace;
 
-/// Getting the tiny image may download a kernel.
-const IMAGE_LIMIT: Duration = Duration::from_secs(900);
+/// Getting the tiny image may download a kernel, and importing one reads all of it.
+pub(super) const IMAGE_LIMIT: Duration = Duration::from_secs(900);
 
 /// Which `inn`, and how often.
 #[derive(Args)]

@@ -1,7 +1,7 @@
 //! What a keeper holds for itself: its private memory with a ready guest, and after a big copy went through it.
 //!
-//! Linux only, since it reads `/proc/PID/smaps_rollup`. Pages shared with other processes (the program's text) don't
-//! count: they are there once however many VMs run.
+//! Linux only, since it reads `/proc/PID/smaps_rollup`. Pages that another process has too don't count; the program's
+//! text counts in part here, since one keeper runs beside nothing else of its kind, so this is the dearest case.
 
 use anyhow::{Context, Result};
 
