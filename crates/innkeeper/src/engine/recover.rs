@@ -5,6 +5,7 @@
 //!     │yes
 //!     ├─ of an earlier boot ─────────────────────► Ended(stopped)     the computer restarted
 //!     ├─ run/vmm.lock free ──────────────────────► Ended(failed)      it ended while nobody watched
+//!     ├─ free, and nothing was recorded ─────────► Ended(stopped)     a power cut, or it had not begun
 //!     ├─ locked, and there is a record ──────────► Running            to be adopted
 //!     └─ locked, no record ──────────────────────► Orphan             killed between launch and record
 //! ```
@@ -41,7 +42,8 @@ pub(crate) fn find(bundle: &Bundle) -> Result<Found> {
     if !bundle.run_directory().exists() {
         return Ok(Found::Nothing);
     }
-    let run = bundle.run()?;
+    // A file that a power cut left damaged is of an earlier boot, as one that was never written says nothing of this one.
+    let run = bundle.run().unwrap_or(None);
     let lives = bundle.hypervisor_lives()?;
     Ok(match run {
         Some(_) if !bundle.run_is_of_this_boot()? => Found::Ended(RecordedPower {
@@ -53,6 +55,10 @@ pub(crate) fn find(bundle: &Bundle) -> Result<Found> {
         }) if !lives => Found::Ended(ended_unwatched(bundle)?),
         Some(run) if run.record.is_some() => Found::Running(run),
         _ if lives => Found::Orphan,
+        None => Found::Ended(RecordedPower {
+            failed: None,
+            since: timestamp(),
+        }),
         _ => Found::Ended(RecordedPower {
             failed: Some("its launch was interrupted when its keeper ended".to_owned()),
             since: timestamp(),

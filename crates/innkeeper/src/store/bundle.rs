@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use innkeeper_api::ErrorKind;
 use serde::{Deserialize, Serialize};
 
-use super::files::read_text;
+use super::files::{Lasting, json, read_text, write};
 use super::{FileLock, Identity, is_locked, read_json, write_json, write_whole};
 use crate::error::{Error, Result};
 use crate::spec::{self, VmSpec};
@@ -176,13 +176,18 @@ impl Bundle {
             }
             _ => {}
         }
-        write_whole(&self.path("run/applied.yaml"), spec_text.as_bytes())?;
+        write(
+            &self.path("run/applied.yaml"),
+            spec_text.as_bytes(),
+            Lasting::ThisBoot,
+        )?;
         self.write_run(run)
     }
 
     /// Writes what is known of the run.
     pub fn write_run(&self, run: &Run) -> Result<()> {
-        write_json(&self.path("run/run.json"), run)
+        let path = self.path("run/run.json");
+        write(&path, &json(&path, run)?, Lasting::ThisBoot)
     }
 
     /// Reads what is known of the run, if there is one.

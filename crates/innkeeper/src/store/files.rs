@@ -12,8 +12,22 @@ use crate::error::{Error, Result};
 /// Files of ours are small; anything larger is not ours.
 const LARGEST: u64 = 4 << 20;
 
+/// Whether what is written must outlive a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasting {
+    /// It is on disk when the write returns.
+    Durable,
+    /// It speaks of this boot of the computer only; syncing it would cost milliseconds for nothing.
+    ThisBoot,
+}
+
 /// Replaces a file by one with this content, or leaves it as it was. The data is on disk when this returns.
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+    write(path, content, Lasting::Durable)
+}
+
+/// Replaces a file by one with this content, or leaves it as it was.
+pub fn write(path: &Path, content: &[u8], lasting: Lasting) -> Result<()> {
     let failed = |error| Error::io(format!("can't write {}", path.display()), error);
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
@@ -21,19 +35,29 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
         .tempfile_in(directory)
         .map_err(failed)?;
     file.write_all(content).map_err(failed)?;
-    file.as_file().sync_data().map_err(failed)?;
+    if lasting == Lasting::Durable {
+        file.as_file().sync_data().map_err(failed)?;
+    }
     file.persist(path).map_err(|error| failed(error.error))?;
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed)
+    match lasting {
+        Lasting::Durable => File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed),
+        Lasting::ThisBoot => Ok(()),
+    }
 }
 
-/// Replaces a file by this value as JSON.
+/// Replaces a file by this value as JSON. The data is on disk when this returns.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    write_whole(path, &json(path, value)?)
+}
+
+/// Makes a value into JSON as our files have it.
+pub fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|error| Error::io(format!("can't write {}", path.display()), error.into()))?;
     text.push(b'\n');
-    write_whole(path, &text)
+    Ok(text)
 }
 
 /// Reads a file of ours as text; none if it does not exist.
