@@ -429,7 +429,7 @@ async fn a_record_kills_only_what_it_names() {
     let pid = running.machine.pid();
     drop(running);
     let mut of_other = record.clone();
-    of_other["process"]["start_time"] = 1.into();
+    of_other["start_time"] = 1.into();
     of_other["sockets"] = serde_json::json!([]);
     bench.driver().kill_record(&of_other).await.unwrap();
     assert!(alive(pid), "another process of the same id was meant");
