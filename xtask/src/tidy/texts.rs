@@ -57,8 +57,14 @@ mod tests {
 
     #[test]
     fn each_law_can_fail() {
-        assert_eq!(count("a.md", "see http://deb.debian.org/debian"), 1);
-        assert_eq!(count("a.rs", "\n// https://static.crates.io/x"), 1);
+        assert_eq!(
+            count("a.md", concat!("see http://de", "b.debian.org/debian")),
+            1
+        );
+        assert_eq!(
+            count("a.rs", concat!("\n// https://stat", "ic.crates.io/x")),
+            1
+        );
         assert_eq!(count("a.sh", "cp /work/shared/x ."), 1);
     }
 
@@ -68,6 +74,9 @@ mod tests {
             count("a.md", "https://cloud.debian.org/images, /work/of/art"),
             0
         );
-        assert_eq!(count("Cargo.lock", "https://index.crates.io"), 0);
+        assert_eq!(
+            count("Cargo.lock", concat!("https://ind", "ex.crates.io")),
+            0
+        );
     }
 }
