@@ -129,7 +129,8 @@ fn family<'a>(packages: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn install_arguments<'a>(packages: &[&'a str]) -> Vec<&'a str> {
-    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    // Without `--no-remove` apt takes away what the host already has when a release's packages exclude it.
+    let mut arguments = vec!["install", "-y", "--no-install-recommends", "--no-remove"];
     arguments.extend(packages);
     arguments
 }
