@@ -156,12 +156,8 @@ fn set_root_size(spec: &mut VmSpec, size: Bytes) {
         None => spec.disks.insert(
             0,
             DiskSpec {
-                name: "root".to_owned(),
                 size: Some(size),
-                path: None,
-                format: None,
-                read_only: false,
-                mount: None,
+                ..DiskSpec::named("root")
             },
         ),
     }

@@ -65,6 +65,44 @@ capabilities! {
     Adoption = "adoption",
     /// Pauses and resumes.
     Pause = "pause",
+    /// Suspends to disk and comes back.
+    Suspend = "suspend",
+    /// Refuses unsigned loaders (secure boot).
+    SecureBoot = "boot.secure",
+    /// Gives CPUs to a running guest.
+    CpuHotplug = "cpu.hotplug",
+    /// Lets the guest run virtual machines.
+    Nested = "cpu.nested",
+    /// Gives memory to a running guest.
+    MemoryHotplug = "memory.hotplug",
+    /// Asks the guest for memory back.
+    Balloon = "memory.balloon",
+    /// Makes memory of huge pages.
+    HugePages = "memory.huge",
+    /// Attaches disks as NVMe drives.
+    DiskNvme = "disk.nvme",
+    /// Attaches disks as USB sticks.
+    DiskUsb = "disk.usb",
+    /// Lets a disk's host cache be chosen.
+    DiskCache = "disk.cache",
+    /// Limits a disk's traffic.
+    DiskLimits = "disk.limits",
+    /// Attaches and detaches disks while the guest runs.
+    DiskHotplug = "disk.hotplug",
+    /// Has CD drives whose medium can be changed.
+    Drive = "drive",
+    /// Attaches and detaches network interfaces while the guest runs.
+    NetworkHotplug = "network.hotplug",
+    /// Keeps a guest from reaching anything beyond its network.
+    NetworkClosed = "network.closed",
+    /// Has consoles that can be typed at.
+    Consoles = "console",
+    /// Has a TPM 2.0.
+    Tpm = "tpm",
+    /// Has a watchdog.
+    Watchdog = "watchdog",
+    /// Reaches sockets of the guest by vsock.
+    Vsock = "vsock",
     /// Counts disk traffic.
     BlockStatistics = "stats.block",
     /// Gives the guest random numbers.

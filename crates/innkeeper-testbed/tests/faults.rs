@@ -66,6 +66,7 @@ impl Bed {
                 kernel: Some(self.kernel()),
                 initrd: None,
                 cmdline: None,
+                secure_boot: false,
             },
             cpus: 1,
             memory: Bytes::mib(64),

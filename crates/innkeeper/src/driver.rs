@@ -12,17 +12,20 @@
 //! Truth comes from the events alone. A method that returns `Ok` says that the request reached the hypervisor, never that the guest
 //! followed it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use innkeeper_api::{DriverReport, Unsupported};
+use innkeeper_api::{Capability, DriverReport, Unsupported};
 use innkeeper_net::{MacAddr, UserNetwork};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use crate::error::Result;
-use crate::spec::{AccelChoice, Arch, Bytes, DiskFormat, Firmware, ForwardSpec};
+use crate::spec::{
+    AccelChoice, Arch, Bytes, DiskBus, DiskCache, DiskFormat, DiskLimits, Firmware, ForwardSpec,
+    Isolation, MemoryKind, WatchdogAction,
+};
 
 /// A kind of hypervisor.
 #[async_trait]
@@ -62,6 +65,32 @@ pub trait Driver: Send + Sync {
 
     /// Kills a hypervisor by its record alone, for when it can't be adopted. Idempotent.
     async fn kill_record(&self, record: &serde_json::Value) -> Result<()>;
+
+    /// Brings a saved machine back, if the driver can.
+    fn restore(&self) -> Option<&dyn Restore> {
+        None
+    }
+}
+
+/// Brings back what [`Suspend::save`] wrote.
+#[async_trait]
+pub trait Restore: Send + Sync {
+    /// Tells every reason why `saved` can't be continued as `config` here; empty if it can.
+    ///
+    /// Guarantees: pure; nothing is touched. What differs is named: the hypervisor's version, the machine type, CPUs, memory, devices.
+    fn check_saved(
+        &self,
+        config: &MachineConfig,
+        saved: &SavedMachine,
+        report: &DriverReport,
+    ) -> Vec<Unsupported>;
+
+    /// Starts the hypervisor from a saved state, with the CPUs standing still: the first event is `Paused`, and [`Pause::resume`] lets the
+    /// guest go on.
+    ///
+    /// Requires: as `launch`, and `check_saved` found nothing. Guarantees: as `launch`; the files of `saved` are only read, so that a
+    /// restore which failed can be tried again. Does not guarantee that the guest's clock is right: it stands where it was saved.
+    async fn restore(&self, config: &MachineConfig, saved: &SavedMachine) -> Result<Running>;
 }
 
 /// A launched or adopted hypervisor.
@@ -108,6 +137,36 @@ pub trait Machine: Send + Sync {
     fn pause(&self) -> Option<&dyn Pause> {
         None
     }
+
+    /// Writes memory and devices to disk, if the driver can.
+    fn suspend(&self) -> Option<&dyn Suspend> {
+        None
+    }
+
+    /// Changes the number of CPUs and the size of memory while it runs, if the driver can.
+    fn resize(&self) -> Option<&dyn Resize> {
+        None
+    }
+
+    /// Asks the guest for memory back, if this machine has a balloon.
+    fn balloon(&self) -> Option<&dyn Balloon> {
+        None
+    }
+
+    /// Attaches and detaches devices while it runs, if the driver can.
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        None
+    }
+
+    /// Talks to sockets in the guest by their vsock port, if this machine has them.
+    fn vsock(&self) -> Option<&dyn Vsock> {
+        None
+    }
+
+    /// Opens consoles, if this machine has any that can be typed at.
+    fn consoles(&self) -> Option<&dyn Consoles> {
+        None
+    }
 }
 
 /// A byte stream to something in the guest.
@@ -139,6 +198,123 @@ pub trait Pause: Send + Sync {
     async fn resume(&self) -> Result<()>;
 }
 
+/// Writes a machine's memory and devices to files.
+#[async_trait]
+pub trait Suspend: Send + Sync {
+    /// Writes memory and devices into `directory`, which exists and is empty, and returns what is needed to bring them back.
+    ///
+    /// Requires: the CPUs stand still. Guarantees: on success everything is on stable storage, the machine still lives and stands still,
+    /// and the disks hold what the guest wrote up to that moment; the caller then ends it by `kill`. On an error, or when the future is
+    /// dropped, the machine can be resumed as if nothing had been asked; what lies in `directory` is worth nothing.
+    async fn save(&self, directory: &Path) -> Result<SavedMachine>;
+
+    /// Tells why this machine can't be saved as it is now, such as a shared folder that is attached; none if it can.
+    async fn obstacle(&self) -> Result<Option<Unsupported>>;
+}
+
+/// A machine's memory and devices in files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedMachine {
+    /// Directory that holds the files.
+    pub directory: PathBuf,
+    /// Version of the hypervisor that wrote them.
+    pub version: String,
+    /// What else the driver needs: which file is what, and the shape of the machine (type, CPUs, memory, devices) for `check_saved`.
+    pub details: serde_json::Value,
+}
+
+/// Changes the size of a running machine.
+#[async_trait]
+pub trait Resize: Send + Sync {
+    /// Makes so many CPUs present, between 1 and the config's `max_cpus`.
+    ///
+    /// Does not guarantee that the guest brings them online, nor, when there are fewer, that it lets go of them at once. Errors:
+    /// `Conflict` while an earlier change is pending, `Unsupported` where CPUs can only be added.
+    async fn set_cpus(&self, count: u32) -> Result<()>;
+
+    /// Makes so much memory present, between the config's `memory` and its `max_memory`.
+    ///
+    /// Errors: `BadInput` naming the step in which memory can be added, `Unsupported` where it can only be added.
+    async fn set_memory(&self, size: Bytes) -> Result<()>;
+
+    /// Returns how many CPUs and how much memory the machine has now.
+    async fn size(&self) -> Result<MachineSize>;
+}
+
+/// CPUs and memory that a machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineSize {
+    /// CPUs that are present.
+    pub cpus: u32,
+    /// Memory that is present, without what the balloon holds taken off.
+    pub memory: Bytes,
+}
+
+/// Asks the guest to give memory back.
+#[async_trait]
+pub trait Balloon: Send + Sync {
+    /// Asks that the guest keep at most so much memory; the balloon takes the rest.
+    ///
+    /// Does not guarantee that the guest follows; [`Balloon::actual`] tells how far it is.
+    async fn set_target(&self, memory: Bytes) -> Result<()>;
+
+    /// Returns how much memory the guest has now.
+    async fn actual(&self) -> Result<Bytes>;
+}
+
+/// Attaches and detaches devices of a running machine. Devices are named as in the config.
+#[async_trait]
+pub trait Hotplug: Send + Sync {
+    /// Attaches a disk. Errors: `Conflict` if one of that name is attached, or still being detached; `Unsupported` if no place is left.
+    async fn attach_disk(&self, disk: &DiskConfig) -> Result<()>;
+
+    /// Asks the guest to let go of a disk; `MachineEvent::Detached` follows when it has.
+    ///
+    /// Errors: `NotFound` if none of that name is attached.
+    async fn request_detach_disk(&self, name: &str) -> Result<()>;
+
+    /// Puts a medium into the drive of that name, or takes out what is in it.
+    ///
+    /// Errors: `NotFound` if there is no such drive, `Conflict` if the guest has locked the drive's tray.
+    async fn change_medium(&self, name: &str, medium: Option<&Medium>) -> Result<()>;
+
+    /// Attaches a network interface. Errors: as `attach_disk`.
+    async fn attach_nic(&self, nic: &NicConfig) -> Result<()>;
+
+    /// Asks the guest to let go of the interface with this address; `MachineEvent::Detached` follows when it has.
+    async fn request_detach_nic(&self, mac: MacAddr) -> Result<()>;
+}
+
+/// What lies in a drive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Medium {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format: named, never probed.
+    pub format: DiskFormat,
+}
+
+/// Talks to sockets in the guest.
+#[async_trait]
+pub trait Vsock: Send + Sync {
+    /// Connects to a port on which something in the guest listens. Errors: `Unreachable` if nothing does.
+    async fn connect(&self, port: u32) -> Result<Box<dyn Channel>>;
+
+    /// Takes connections that the guest makes to a port of the host (context id 2), until the receiver is dropped.
+    ///
+    /// Errors: `Conflict` if somebody listens there already.
+    async fn listen(&self, port: u32) -> Result<mpsc::Receiver<Box<dyn Channel>>>;
+}
+
+/// Opens consoles.
+#[async_trait]
+pub trait Consoles: Send + Sync {
+    /// Opens a console by its name in the config; `serial` is the first serial port. One client at a time; a new one replaces the old.
+    ///
+    /// Errors: `NotFound` naming those that there are.
+    async fn open(&self, name: &str) -> Result<Box<dyn Channel>>;
+}
+
 /// What happened to a hypervisor or its guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineEvent {
@@ -154,6 +330,10 @@ pub enum MachineEvent {
     GuestShutdown,
     /// The guest's kernel panicked, as it told the hypervisor.
     GuestPanicked,
+    /// The watchdog ran out, and did what the config says.
+    WatchdogFired,
+    /// The guest let go of a device that it was asked to: a disk's name, or an interface's MAC address.
+    Detached(String),
     /// The hypervisor stopped the CPUs because it could not go on; it still lives. Says what happened.
     Faulted(String),
     /// The control connection is gone or does not answer, though the process lives.
@@ -192,18 +372,40 @@ pub struct MachineConfig {
     pub accel: AccelChoice,
     /// CPU model as the driver names it.
     pub cpu_model: Option<String>,
-    /// Virtual CPUs.
+    /// Virtual CPUs that it starts with.
     pub cpus: u32,
-    /// Memory.
+    /// Virtual CPUs that it can have while it runs; `cpus` if none can be added.
+    pub max_cpus: u32,
+    /// Memory that it starts with.
     pub memory: Bytes,
+    /// Memory that it can have while it runs; `memory` if none can be added.
+    pub max_memory: Bytes,
+    /// Memory that the guest is asked to keep within from the start; there is a balloon exactly if this is given.
+    pub memory_target: Option<Bytes>,
+    /// What memory is made of.
+    pub memory_kind: MemoryKind,
     /// How it boots.
     pub boot: BootConfig,
     /// Disks in the order in which the guest sees them; the seed, if any, is the last one.
     pub disks: Vec<DiskConfig>,
+    /// CD drives in the order in which the guest sees them.
+    pub drives: Vec<DriveConfig>,
     /// Network interfaces in the order in which the guest sees them.
     pub nics: Vec<NicConfig>,
     /// Shared folders.
     pub shares: Vec<ShareConfig>,
+    /// Consoles beside the first serial port, in the order in which the guest sees them.
+    pub consoles: Vec<ConsoleConfig>,
+    /// Directory of the TPM's state, if there is a TPM 2.0. The driver starts and ends the process that plays it.
+    pub tpm: Option<PathBuf>,
+    /// What happens when the guest stops feeding the watchdog, if there is one.
+    pub watchdog: Option<WatchdogAction>,
+    /// Context id of the guest's vsock device, if there is one.
+    pub vsock: Option<u32>,
+    /// Whether the guest may run virtual machines itself.
+    pub nested: bool,
+    /// How much of this host it may touch.
+    pub isolation: Isolation,
     /// Files and sockets of this run.
     pub paths: MachinePaths,
 }
@@ -224,6 +426,8 @@ pub enum BootConfig {
     Uefi {
         /// The VM's own variables; the driver makes the file from its template if it does not exist.
         variables: PathBuf,
+        /// Whether the firmware refuses loaders that are not signed.
+        secure_boot: bool,
     },
     /// BIOS firmware.
     Bios,
@@ -255,6 +459,54 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// Place in the firmware's boot order, from 0; none if it is not booted from.
     pub boot_index: Option<u32>,
+    /// What the guest sees it as.
+    pub bus: DiskBus,
+    /// How the host caches it.
+    pub cache: DiskCache,
+    /// Whether blocks that the guest discards are given back to the host's file system.
+    pub discard: bool,
+    /// How much traffic it may have.
+    pub limits: DiskLimits,
+}
+
+impl DiskConfig {
+    /// Makes a writable virtio disk of this name, not booted from, of which nothing else is asked.
+    pub fn new(name: impl Into<String>, path: PathBuf, format: DiskFormat) -> Self {
+        DiskConfig {
+            name: name.into(),
+            path,
+            format,
+            backing_format: None,
+            read_only: false,
+            boot_index: None,
+            bus: DiskBus::Virtio,
+            cache: DiskCache::Writeback,
+            discard: true,
+            limits: DiskLimits::default(),
+        }
+    }
+}
+
+/// A CD drive of a machine, resolved. Its medium can be changed while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveConfig {
+    /// Name in the spec.
+    pub name: String,
+    /// What the guest sees it as: virtio-attached or USB.
+    pub bus: DiskBus,
+    /// What lies in it at first.
+    pub medium: Option<Medium>,
+    /// Place in the firmware's boot order, from 0; none if it is not booted from.
+    pub boot_index: Option<u32>,
+}
+
+/// A console beside the first serial port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleConfig {
+    /// Name, unique in the machine; the guest finds the port by it.
+    pub name: String,
+    /// Where what the guest writes is kept, if anywhere: appended to, rotated by the engine.
+    pub log: Option<PathBuf>,
 }
 
 /// A network interface of a machine, resolved.
@@ -266,6 +518,8 @@ pub struct NicConfig {
     pub user_network: UserNetwork,
     /// Name that the network's DHCP tells the guest.
     pub hostname: String,
+    /// Whether the guest reaches anything beyond its own network.
+    pub outbound: bool,
     /// Ports of this host that lead into the guest.
     pub forwards: Vec<ForwardSpec>,
 }
@@ -279,6 +533,103 @@ pub struct ShareConfig {
     pub host: PathBuf,
     /// Whether the guest can't write to it.
     pub read_only: bool,
+}
+
+/// Names every capability that `config` asks for, with the spec field that asks. Pure.
+///
+/// A driver's `check` refuses what its report lacks by [`lacking`], so that what it claims and what it refuses can't differ.
+pub fn asked(config: &MachineConfig) -> Vec<(Capability, String)> {
+    use Capability as C;
+    let mut asked = Vec::new();
+    let mut ask = |when: bool, capability, field: &str| {
+        if when {
+            asked.push((capability, field.to_owned()));
+        }
+    };
+    let secure = matches!(
+        config.boot,
+        BootConfig::Uefi {
+            secure_boot: true,
+            ..
+        }
+    );
+    match config.boot {
+        BootConfig::Direct { .. } => ask(true, C::BootDirect, "boot.firmware"),
+        BootConfig::Uefi { .. } => ask(true, C::BootUefi, "boot.firmware"),
+        BootConfig::Bios => ask(true, C::BootBios, "boot.firmware"),
+    }
+    ask(secure, C::SecureBoot, "boot.secure_boot");
+    ask(config.max_cpus > config.cpus, C::CpuHotplug, "max_cpus");
+    ask(config.nested, C::Nested, "nested");
+    ask(
+        config.max_memory > config.memory,
+        C::MemoryHotplug,
+        "max_memory",
+    );
+    ask(config.memory_target.is_some(), C::Balloon, "memory_target");
+    ask(
+        config.memory_kind == MemoryKind::Huge,
+        C::HugePages,
+        "memory_kind",
+    );
+    ask(!config.disks.is_empty(), C::Disks, "disks");
+    for disk in &config.disks {
+        let field = |name: &str| format!("disks.{}.{name}", disk.name);
+        ask(
+            disk.format == DiskFormat::Qcow2,
+            C::DiskQcow2,
+            &field("format"),
+        );
+        ask(disk.bus == DiskBus::Nvme, C::DiskNvme, &field("bus"));
+        ask(disk.bus == DiskBus::Usb, C::DiskUsb, &field("bus"));
+        ask(
+            disk.cache != DiskCache::Writeback,
+            C::DiskCache,
+            &field("cache"),
+        );
+        ask(
+            disk.limits != DiskLimits::default(),
+            C::DiskLimits,
+            &field("limits"),
+        );
+    }
+    for drive in &config.drives {
+        let field = |name: &str| format!("disks.{}.{name}", drive.name);
+        ask(true, C::Drive, &field("removable"));
+        ask(drive.bus == DiskBus::Usb, C::DiskUsb, &field("bus"));
+    }
+    ask(!config.nics.is_empty(), C::NetworkUser, "networks");
+    for (index, nic) in config.nics.iter().enumerate() {
+        let forwards = format!("networks[{index}].forwards");
+        ask(!nic.forwards.is_empty(), C::PortForward, &forwards);
+        ask(!nic.outbound, C::NetworkClosed, "isolation");
+    }
+    ask(!config.shares.is_empty(), C::ShareVirtiofs, "shares");
+    ask(!config.consoles.is_empty(), C::Consoles, "consoles");
+    ask(config.tpm.is_some(), C::Tpm, "tpm");
+    ask(config.watchdog.is_some(), C::Watchdog, "watchdog");
+    ask(config.vsock.is_some(), C::Vsock, "vsock");
+    asked
+}
+
+/// Tells every field of `config` that asks for what `report` lacks. Pure.
+pub fn lacking(config: &MachineConfig, report: &DriverReport) -> Vec<Unsupported> {
+    asked(config)
+        .into_iter()
+        .filter_map(|(capability, field)| {
+            let reason = report
+                .capabilities
+                .iter()
+                .find(|entry| entry.capability == capability)?
+                .lacking
+                .clone()?;
+            Some(Unsupported {
+                field,
+                reason,
+                hint: None,
+            })
+        })
+        .collect()
 }
 
 /// Files and sockets of one run of a machine. Socket paths are short enough for `sockaddr_un` (104 bytes on macOS).

@@ -16,7 +16,9 @@ use innkeeper::driver::{
     BootConfig, DiskConfig, Driver, MachineConfig, MachineEvent, MachinePaths, NicConfig, Running,
 };
 use innkeeper::drivers::qemu::{QemuDriver, QemuOptions};
-use innkeeper::spec::{AccelChoice, Arch, Bytes, DiskFormat, ForwardSpec, Protocol};
+use innkeeper::spec::{
+    AccelChoice, Arch, Bytes, DiskFormat, ForwardSpec, Isolation, MemoryKind, Protocol,
+};
 use innkeeper_net::UserNetwork;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -168,15 +170,26 @@ impl Bench {
             accel: AccelChoice::Tcg,
             cpu_model: None,
             cpus: 1,
+            max_cpus: 1,
             memory: Bytes::mib(64),
+            max_memory: Bytes::mib(64),
+            memory_target: None,
+            memory_kind: MemoryKind::Normal,
             boot: BootConfig::Direct {
                 kernel,
                 initrd: None,
                 cmdline: String::new(),
             },
             disks: Vec::new(),
+            drives: Vec::new(),
             nics: Vec::new(),
             shares: Vec::new(),
+            consoles: Vec::new(),
+            tpm: None,
+            watchdog: None,
+            vsock: None,
+            nested: false,
+            isolation: Isolation::Isolated,
             paths: MachinePaths {
                 sockets: at("sockets"),
                 run: at("run"),
@@ -458,14 +471,8 @@ async fn an_early_end_is_told_with_the_log() {
     bench.nothing_left(u32::MAX);
 
     bench.config.cpu_model = None;
-    bench.config.disks = vec![DiskConfig {
-        name: "root".to_owned(),
-        path: bench.directory.path().join("missing.qcow2"),
-        format: DiskFormat::Qcow2,
-        backing_format: None,
-        read_only: false,
-        boot_index: None,
-    }];
+    let missing = bench.directory.path().join("missing.qcow2");
+    bench.config.disks = vec![DiskConfig::new("root", missing, DiskFormat::Qcow2)];
     let error = bench
         .driver()
         .launch(&bench.config)
@@ -493,6 +500,7 @@ async fn a_port_in_use_is_a_conflict() {
     bench.config.nics = vec![NicConfig {
         mac: "52:54:00:12:34:56".parse().unwrap(),
         user_network: UserNetwork::of_interface(0).unwrap(),
+        outbound: true,
         hostname: "guest".to_owned(),
         forwards: vec![forward(port)],
     }];
@@ -520,12 +528,10 @@ async fn every_machine_takes_its_whole_plan() {
     let report = driver.probe().await;
     let at = |name: &str| bench.directory.path().join(name);
     let disk = |name: &str, format, backing_format, read_only| DiskConfig {
-        name: name.to_owned(),
-        path: at(name),
-        format,
         backing_format,
         read_only,
         boot_index: (!read_only).then_some(0),
+        ..DiskConfig::new(name, at(name), format)
     };
     // A raw layer that begins like another format must stay what it was said to be.
     std::fs::write(
@@ -542,15 +548,18 @@ async fn every_machine_takes_its_whole_plan() {
     bench.config.nics = vec![NicConfig {
         mac: "52:54:00:12:34:56".parse().unwrap(),
         user_network: UserNetwork::of_interface(0).unwrap(),
+        outbound: true,
         hostname: "guest".to_owned(),
         forwards: Vec::new(),
     }];
     bench.config.cpus = 2;
     let variables = BootConfig::Uefi {
         variables: at("uefi-variables.fd"),
+        secure_boot: false,
     };
     let variables_arm64 = BootConfig::Uefi {
         variables: at("uefi-variables-arm64.fd"),
+        secure_boot: false,
     };
     let direct = bench.config.boot.clone();
     // Zeroes are a kernel that does nothing, which is enough to be started.
@@ -630,14 +639,7 @@ async fn a_backing_file_that_nobody_named_is_not_opened() {
     let path = bench.directory.path().join("hostile");
     // The header names a file that is not there: opening it would fail, so success shows that it was not tried.
     std::fs::write(&path, qcow2_over(Path::new("/nonexistent/secret"))).unwrap();
-    let mut disk = DiskConfig {
-        name: "root".to_owned(),
-        path,
-        format: DiskFormat::Qcow2,
-        backing_format: None,
-        read_only: false,
-        boot_index: None,
-    };
+    let mut disk = DiskConfig::new("root", path, DiskFormat::Qcow2);
     bench.config.disks = vec![disk.clone()];
     bench.launch().await.machine.kill().await.unwrap();
     disk.backing_format = Some(DiskFormat::Raw);

@@ -228,6 +228,7 @@ fn fake_guest(
             kernel: Some(kernel),
             initrd: None,
             cmdline: None,
+            secure_boot: false,
         },
         cpus: 1,
         memory: Bytes::mib(64),

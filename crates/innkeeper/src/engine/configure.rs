@@ -5,10 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use innkeeper_api::ErrorKind;
 use innkeeper_net::UserNetwork;
 
-use crate::driver::{BootConfig, DiskConfig, MachineConfig, MachinePaths, NicConfig, ShareConfig};
+use crate::driver::{
+    BootConfig, ConsoleConfig, DiskConfig, DriveConfig, MachineConfig, MachinePaths, Medium,
+    NicConfig, ShareConfig,
+};
 use crate::error::{Error, Result};
 use crate::spec::{
-    Arch, DiskFormat, DiskSpec, Firmware, ForwardSpec, NetworkKind, Protocol, ReadyWhen, VmSpec,
+    Arch, DiskFormat, DiskSpec, Firmware, ForwardSpec, Isolation, NetworkKind, Protocol, ReadyWhen,
+    VmSpec,
 };
 use crate::store::{Bundle, Identity};
 
@@ -35,11 +39,22 @@ pub(crate) fn configure(
         accel: spec.accel,
         cpu_model: spec.cpu_model.clone(),
         cpus: spec.cpus,
+        max_cpus: spec.max_cpus.unwrap_or(spec.cpus),
         memory: spec.memory,
+        max_memory: spec.max_memory.unwrap_or(spec.memory),
+        memory_target: spec.memory_target,
+        memory_kind: spec.memory_kind,
         boot: boot(bundle, identity, spec)?,
         disks: disks(bundle, identity, spec)?,
+        drives: drives(spec),
         nics: nics(name, identity, spec, ssh_port)?,
         shares: shares(spec),
+        consoles: consoles(bundle, spec),
+        tpm: spec.tpm.then(|| bundle.path("tpm")),
+        watchdog: spec.watchdog,
+        vsock: spec.vsock.then(|| context_id(&identity.id)),
+        nested: spec.nested,
+        isolation: spec.isolation,
         paths: MachinePaths {
             sockets,
             run: bundle.run_directory(),
@@ -84,6 +99,7 @@ fn boot(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Result<BootConfi
     Ok(match firmware(identity, spec) {
         Firmware::Uefi => BootConfig::Uefi {
             variables: bundle.path("efi-variables.fd"),
+            secure_boot: spec.boot.secure_boot,
         },
         Firmware::Bios => BootConfig::Bios,
         Firmware::Direct => {
@@ -178,46 +194,80 @@ fn disks(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Result<Vec<Disk
     let mut disks = Vec::new();
     for own in &identity.disks {
         let asked = spec.disks.iter().find(|disk| disk.name == own.name);
+        let usual = DiskSpec::named(&own.name);
+        let file = bundle.path(&own.file);
         disks.push(DiskConfig {
-            name: own.name.clone(),
-            path: bundle.path(&own.file),
-            format: format(&own.format)?,
             backing_format: own.backing_format.as_deref().map(format).transpose()?,
-            read_only: asked.is_some_and(|disk| disk.read_only),
-            boot_index: (own.name == "root").then_some(0),
+            ..disk(asked.unwrap_or(&usual), file, format(&own.format)?)
         });
     }
-    for DiskSpec {
-        name,
-        path,
-        format,
-        read_only,
-        ..
-    } in &spec.disks
-    {
-        let (Some(path), Some(format)) = (path, format) else {
-            continue;
-        };
-        disks.push(DiskConfig {
-            name: name.clone(),
-            path: path.clone(),
-            format: *format,
-            backing_format: None,
-            read_only: *read_only,
-            boot_index: (name == "root").then_some(0),
-        });
+    for asked in &spec.disks {
+        if let (Some(path), Some(format), false) = (&asked.path, asked.format, asked.removable) {
+            disks.push(disk(asked, path.clone(), format));
+        }
     }
     if identity.seed {
         disks.push(DiskConfig {
-            name: "cidata".to_owned(),
-            path: bundle.path("seed.img"),
-            format: DiskFormat::Raw,
-            backing_format: None,
             read_only: true,
-            boot_index: None,
+            ..DiskConfig::new("cidata", bundle.path("seed.img"), DiskFormat::Raw)
         });
     }
     Ok(disks)
+}
+
+fn disk(asked: &DiskSpec, path: std::path::PathBuf, format: DiskFormat) -> DiskConfig {
+    DiskConfig {
+        read_only: asked.read_only,
+        boot_index: (asked.name == "root").then_some(0),
+        bus: asked.bus,
+        cache: asked.cache,
+        discard: asked.discard,
+        limits: asked.limits,
+        ..DiskConfig::new(&asked.name, path, format)
+    }
+}
+
+fn drives(spec: &VmSpec) -> Vec<DriveConfig> {
+    spec.disks
+        .iter()
+        .filter(|disk| disk.removable)
+        .enumerate()
+        .map(|(index, disk)| DriveConfig {
+            name: disk.name.clone(),
+            bus: disk.bus,
+            medium: match (&disk.path, disk.format) {
+                (Some(path), Some(format)) => Some(Medium {
+                    path: path.clone(),
+                    format,
+                }),
+                _ => None,
+            },
+            // After the root disk: an installer's disc boots while that is empty.
+            boot_index: u32::try_from(index + 1).ok(),
+        })
+        .collect()
+}
+
+fn consoles(bundle: &Bundle, spec: &VmSpec) -> Vec<ConsoleConfig> {
+    spec.consoles
+        .iter()
+        .map(|console| ConsoleConfig {
+            name: console.name.clone(),
+            log: console
+                .log
+                .then(|| bundle.path(format!("log/console-{}.log", console.name))),
+        })
+        .collect()
+}
+
+/// Returns the vsock context id of a VM: from its id, so that it stays; 0 to 2 have a meaning of their own (vsock(7)).
+fn context_id(id: &str) -> u32 {
+    const FIRST: u32 = 3;
+    let number = id
+        .get(..8)
+        .and_then(|digits| u32::from_str_radix(digits, 16).ok())
+        .unwrap_or(0);
+    FIRST + number % (u32::MAX - FIRST)
 }
 
 fn nics(
@@ -243,6 +293,7 @@ fn nics(
             mac: *mac,
             user_network: user_network(index)?,
             hostname: hostname.to_owned(),
+            outbound: spec.isolation != Isolation::Agent,
             forwards,
         });
     }

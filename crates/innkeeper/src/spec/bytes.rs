@@ -32,6 +32,11 @@ impl Bytes {
         Bytes(bytes)
     }
 
+    /// Makes a size of so many kibibytes.
+    pub const fn kib(count: u64) -> Self {
+        Bytes(count << 10)
+    }
+
     /// Makes a size of so many mebibytes.
     pub const fn mib(count: u64) -> Self {
         Bytes(count << 20)

@@ -26,10 +26,20 @@ pub struct VmSpec {
     pub accel: AccelChoice,
     /// Virtual CPUs, 1 to 1024.
     pub cpus: u32,
+    /// Virtual CPUs that it may be given while it runs; no more than `cpus` if none is given.
+    pub max_cpus: Option<u32>,
     /// CPU model as the driver names it; the best safe one if none is given.
     pub cpu_model: Option<String>,
+    /// Whether the guest may run virtual machines itself.
+    pub nested: bool,
     /// Memory, at least 16 MiB.
     pub memory: Bytes,
+    /// Memory that it may be given while it runs; no more than `memory` if none is given.
+    pub max_memory: Option<Bytes>,
+    /// Memory that the guest is asked to keep within, by a balloon; no balloon if none is given.
+    pub memory_target: Option<Bytes>,
+    /// What memory is made of.
+    pub memory_kind: MemoryKind,
     /// How it boots.
     pub boot: BootSpec,
     /// Disks; the first, named `root`, comes from the image if that has one.
@@ -38,6 +48,18 @@ pub struct VmSpec {
     pub networks: Vec<NetworkSpec>,
     /// Folders of this host that the guest sees.
     pub shares: Vec<ShareSpec>,
+    /// Consoles beside the first serial port.
+    pub consoles: Vec<ConsoleSpec>,
+    /// Whether there is a TPM 2.0.
+    pub tpm: bool,
+    /// What happens when the guest stops feeding the watchdog; no watchdog if none is given.
+    pub watchdog: Option<WatchdogAction>,
+    /// Whether sockets of the guest can be reached by vsock.
+    pub vsock: bool,
+    /// How much of this host it may touch.
+    pub isolation: Isolation,
+    /// How long it may run before it is stopped, and killed if it does not follow; for ever if none is given.
+    pub time_to_live: Option<Duration>,
     /// When the guest counts as ready; what fits the image if none is given.
     pub ready: Option<ReadyWhen>,
     /// How long it may take to become ready before `run` and `start` give up waiting.
@@ -92,6 +114,83 @@ pub struct BootSpec {
     pub initrd: Option<PathBuf>,
     /// Words added to the kernel's command line.
     pub cmdline: Option<String>,
+    /// Whether the UEFI firmware refuses loaders that are not signed.
+    pub secure_boot: bool,
+}
+
+/// What a VM's memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryKind {
+    /// Pages of the usual size.
+    Normal,
+    /// Huge pages that the host has set aside.
+    Huge,
+}
+
+/// What happens when a guest stops feeding its watchdog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchdogAction {
+    /// It is reset.
+    Reset,
+    /// It is powered off.
+    Poweroff,
+    /// Its CPUs are stopped, so that it can be looked at.
+    Pause,
+    /// It is only told, as an event.
+    Tell,
+}
+
+/// How much of this host a VM may touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Virtual networks, disks and shares that were named, forwards on loopback; the hypervisor confined.
+    Isolated,
+    /// As `isolated`, for programs that nobody watches: nothing leaves its networks, and it lives no longer than `time_to_live`.
+    Agent,
+    /// Adds devices, raw disks and networks of this host.
+    Unrestricted,
+}
+
+/// A console of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleSpec {
+    /// Name, by which `inn console` and the guest find it.
+    pub name: String,
+    /// Whether what the guest writes is kept in a log.
+    pub log: bool,
+}
+
+/// What a guest sees a disk as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskBus {
+    /// A virtio block device.
+    Virtio,
+    /// An NVMe drive.
+    Nvme,
+    /// A USB stick.
+    Usb,
+}
+
+/// How the host caches a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskCache {
+    /// In the host's page cache; the guest's flushes are obeyed.
+    Writeback,
+    /// In the host's page cache for reading; every write goes to the disk before the guest is told that it is done.
+    Writethrough,
+    /// Not in the host's page cache.
+    None,
+    /// In the host's page cache, and the guest's flushes are ignored: a crash of the host may lose everything.
+    Unsafe,
+}
+
+/// How much traffic a disk may have; no limit where none is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskLimits {
+    /// Requests (reads, writes, flushes) a second.
+    pub requests: Option<u32>,
+    /// Bytes a second.
+    pub bandwidth: Option<Bytes>,
 }
 
 /// What starts the guest.
@@ -120,6 +219,35 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// Where the guest mounts it, for disks that were made empty (formatted as ext4).
     pub mount: Option<PathBuf>,
+    /// What the guest sees it as.
+    pub bus: DiskBus,
+    /// Whether it is a drive whose medium can be changed: a CD drive, read-only. It may be empty.
+    pub removable: bool,
+    /// How the host caches it.
+    pub cache: DiskCache,
+    /// Whether blocks that the guest discards are given back to the host's file system.
+    pub discard: bool,
+    /// How much traffic it may have.
+    pub limits: DiskLimits,
+}
+
+impl DiskSpec {
+    /// Makes a disk of this name of which nothing else is asked.
+    pub fn named(name: impl Into<String>) -> Self {
+        DiskSpec {
+            name: name.into(),
+            size: None,
+            path: None,
+            format: None,
+            read_only: false,
+            mount: None,
+            bus: DiskBus::Virtio,
+            removable: false,
+            cache: DiskCache::Writeback,
+            discard: true,
+            limits: DiskLimits::default(),
+        }
+    }
 }
 
 /// A network interface of a VM.
@@ -231,13 +359,19 @@ impl Default for VmSpec {
             machine: MachineChoice::Auto,
             accel: AccelChoice::Auto,
             cpus: 2,
+            max_cpus: None,
             cpu_model: None,
+            nested: false,
             memory: Bytes::gib(1),
+            max_memory: None,
+            memory_target: None,
+            memory_kind: MemoryKind::Normal,
             boot: BootSpec {
                 firmware: None,
                 kernel: None,
                 initrd: None,
                 cmdline: None,
+                secure_boot: false,
             },
             disks: Vec::new(),
             networks: vec![NetworkSpec {
@@ -246,6 +380,12 @@ impl Default for VmSpec {
                 forwards: Vec::new(),
             }],
             shares: Vec::new(),
+            consoles: Vec::new(),
+            tpm: false,
+            watchdog: None,
+            vsock: false,
+            isolation: Isolation::Isolated,
+            time_to_live: None,
             ready: None,
             ready_timeout: Duration::from_secs(600),
             seed: SeedSpec::default(),

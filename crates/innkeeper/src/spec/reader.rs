@@ -20,11 +20,13 @@ use super::*;
 pub(super) const CPUS: (u32, u32) = (1, 1024);
 const MEMORY: (Bytes, Bytes) = (Bytes::mib(16), Bytes::gib(16 << 10));
 const DISK_SIZE: (Bytes, Bytes) = (Bytes::mib(1), Bytes::gib(1 << 20));
+const BANDWIDTH: (Bytes, Bytes) = (Bytes::kib(4), Bytes::gib(1 << 10));
 const LONGEST_WAIT: Duration = Duration::from_secs(7 * 86_400);
 pub(super) const MAX_DISKS: usize = 64;
 pub(super) const MAX_NETWORKS: usize = 16;
 pub(super) const MAX_FORWARDS: usize = 256;
 pub(super) const MAX_SHARES: usize = 64;
+pub(super) const MAX_CONSOLES: usize = 8;
 pub(super) const MAX_LABELS: usize = 64;
 pub(super) const MAX_SEED_ITEMS: usize = 1024;
 
@@ -56,6 +58,10 @@ pub(super) fn read_root(root: &Node, sink: &Sink) -> Option<VmSpec> {
 fn vm(mut fields: Fields<'_>) -> Option<VmSpec> {
     let default = VmSpec::default();
     let mounts = Unique::new();
+    let max_cpus_at = fields.find("max_cpus");
+    let max_memory_at = fields.find("max_memory");
+    let target_at = fields.find("memory_target");
+    let isolation_at = fields.find("isolation");
     let spec = VmSpec {
         image: fields.get("image", |at| at.line(4096).map(str::to_owned)),
         arch: fields.get("arch", word),
@@ -65,10 +71,19 @@ fn vm(mut fields: Fields<'_>) -> Option<VmSpec> {
         cpus: fields
             .get("cpus", |at| at.integer(CPUS.0..=CPUS.1))
             .unwrap_or(default.cpus),
+        max_cpus: max_cpus_at
+            .clone()
+            .and_then(|at| at.integer(CPUS.0..=CPUS.1)),
         cpu_model: fields.get("cpu_model", cpu_model),
+        nested: fields.get("nested", |at| at.boolean()).unwrap_or(false),
         memory: fields
             .get("memory", |at| size(&at, MEMORY))
             .unwrap_or(default.memory),
+        max_memory: max_memory_at.as_ref().and_then(|at| size(at, MEMORY)),
+        memory_target: target_at.as_ref().and_then(|at| size(at, MEMORY)),
+        memory_kind: fields
+            .get("memory_kind", word)
+            .unwrap_or(default.memory_kind),
         boot: fields.get("boot", boot).unwrap_or(default.boot),
         disks: fields
             .get("disks", |at| disks(at, &mounts))
@@ -77,6 +92,15 @@ fn vm(mut fields: Fields<'_>) -> Option<VmSpec> {
         shares: fields
             .get("shares", |at| shares(at, &mounts))
             .unwrap_or(default.shares),
+        consoles: fields.get("consoles", consoles).unwrap_or_default(),
+        tpm: fields.get("tpm", |at| at.boolean()).unwrap_or(false),
+        watchdog: fields.get("watchdog", word),
+        vsock: fields.get("vsock", |at| at.boolean()).unwrap_or(false),
+        isolation: isolation_at
+            .clone()
+            .and_then(word)
+            .unwrap_or(default.isolation),
+        time_to_live: fields.get("time_to_live", |at| wait(&at)),
         ready: fields.get("ready", |at| at.parse()),
         ready_timeout: fields
             .get("ready_timeout", |at| wait(&at))
@@ -87,8 +111,81 @@ fn vm(mut fields: Fields<'_>) -> Option<VmSpec> {
             .get("protected", |at| at.boolean())
             .unwrap_or(default.protected),
     };
+    if let (Some(at), Some(most)) = (max_cpus_at, spec.max_cpus)
+        && most < spec.cpus
+    {
+        at.refuse::<()>(format!(
+            "is less than `cpus`, which is {}: it is the most that `cpus` can become while it runs",
+            spec.cpus
+        ));
+    }
+    if let (Some(at), Some(most)) = (max_memory_at, spec.max_memory)
+        && most < spec.memory
+    {
+        at.refuse::<()>(format!(
+            "is less than `memory`, which is {}: it is the most that `memory` can become while it runs",
+            spec.memory
+        ));
+    }
+    if let (Some(at), Some(target)) = (target_at, spec.memory_target)
+        && target > spec.max_memory.unwrap_or(spec.memory)
+    {
+        at.refuse::<()>(format!("is more than `memory`, which is {}", spec.memory));
+    }
+    isolation(&spec, isolation_at.as_ref(), &fields);
     fields.finish();
     Some(spec)
+}
+
+/// Refuses what the isolation mode does not allow. What it allows is on in the driver's plan.
+fn isolation(spec: &VmSpec, at: Option<&At<'_>>, fields: &Fields<'_>) {
+    let at = at.unwrap_or(&fields.at);
+    let word = spec.isolation.word();
+    if spec.isolation != Isolation::Unrestricted {
+        for disk in &spec.disks {
+            if disk
+                .path
+                .as_ref()
+                .is_some_and(|path| path.starts_with("/dev"))
+            {
+                at.refuse_with::<()>(
+                    format!(
+                        "disk {:?} is a device of this computer, which `{word}` does not allow",
+                        disk.name
+                    ),
+                    "write `isolation: unrestricted`, or use a disk image",
+                );
+            }
+        }
+    }
+    if spec.isolation == Isolation::Agent && spec.time_to_live.is_none() {
+        at.refuse_with::<()>(
+            "a VM that nobody watches needs an end: `agent` goes with `time_to_live`",
+            "add `time_to_live: 8h`",
+        );
+    }
+}
+
+fn consoles(at: At<'_>) -> Option<Vec<ConsoleSpec>> {
+    let names = Unique::new();
+    at.list(MAX_CONSOLES, |item| console(item, &names))
+}
+
+fn console(at: At<'_>, names: &Unique<String>) -> Option<ConsoleSpec> {
+    let mut fields = at.fields()?;
+    let name = fields.require("name", |at| {
+        let name = plain_name(&at, "a console's name")?;
+        if matches!(name.as_str(), "serial" | "agent") {
+            return at.refuse(format!("{name:?} is the name of one that every VM has"));
+        }
+        names.add(&at, name.clone(), || {
+            format!("two consoles are named {name:?}")
+        });
+        Some(name)
+    });
+    let log = fields.get("log", |at| at.boolean()).unwrap_or(false);
+    fields.finish();
+    Some(ConsoleSpec { name: name?, log })
 }
 
 fn word<T: Words>(at: At<'_>) -> Option<T> {
@@ -203,7 +300,16 @@ fn boot(at: At<'_>) -> Option<BootSpec> {
             }
         }
     }
+    let secure_at = fields.find("secure_boot");
+    let secure_boot = secure_at.as_ref().and_then(|at| at.boolean()) == Some(true);
+    if let (Some(at), true) = (&secure_at, secure_boot && firmware != Some(Firmware::Uefi)) {
+        at.refuse_with::<()>(
+            "only UEFI firmware can refuse unsigned loaders",
+            "write `firmware: uefi` beside it",
+        );
+    }
     let spec = BootSpec {
+        secure_boot,
         firmware,
         kernel: kernel.and_then(path_on_host),
         initrd: initrd.and_then(path_on_host),
@@ -252,6 +358,10 @@ fn disk(at: At<'_>, names: &Unique<String>, mounts: &Mounts) -> Option<DiskSpec>
     let format_at = fields.find("format");
     let read_only = fields.get("read_only", |at| at.boolean()).unwrap_or(false);
     let mount_at = fields.find("mount");
+    let removable_at = fields.find("removable");
+    let removable = removable_at.as_ref().and_then(|at| at.boolean()) == Some(true);
+    let bus_at = fields.find("bus");
+    let bus: Option<DiskBus> = bus_at.clone().and_then(word);
     let is_root = name.as_deref() == Some("root");
     match (&path_at, &format_at) {
         (Some(path), None) => path.refuse_with(
@@ -273,7 +383,21 @@ fn disk(at: At<'_>, names: &Unique<String>, mounts: &Mounts) -> Option<DiskSpec>
             "`mount` is for disks that are made empty: not for `root`, nor with `path`",
         );
     }
-    if name.is_some() && !is_root && size_at.is_none() && path_at.is_none() {
+    if let (Some(at), true) = (&removable_at, removable) {
+        if size_at.is_some() || mount_at.is_some() || is_root {
+            at.refuse_with::<()>(
+                "a drive with a changeable medium is read from only: it has no `size` or `mount`, and is not `root`",
+                "give it `path` and `format`, or nothing for an empty drive",
+            );
+        }
+        if bus == Some(DiskBus::Nvme) {
+            at.refuse_with::<()>(
+                "an NVMe drive has no changeable medium",
+                "leave out `bus`, or write `bus: usb`",
+            );
+        }
+    }
+    if name.is_some() && !is_root && size_at.is_none() && path_at.is_none() && !removable {
         fields.at.refuse_with::<()>(
             "the disk has neither `size` nor `path`",
             "add `size: 10GiB` for a new one, or `path` and `format` for a file that exists",
@@ -283,30 +407,53 @@ fn disk(at: At<'_>, names: &Unique<String>, mounts: &Mounts) -> Option<DiskSpec>
     let path = path_at.and_then(path_on_host);
     let format = format_at.and_then(word);
     let mount = mount_at.and_then(|at| mount_point(at, mounts));
+    let cache = fields.get("cache", word);
+    let discard = fields.get("discard", |at| at.boolean());
+    let limits = fields.get("limits", limits);
     fields.finish();
     Some(DiskSpec {
-        name: name?,
         size,
         path,
         format,
-        read_only,
+        read_only: read_only || removable,
         mount,
+        bus: bus.unwrap_or(DiskBus::Virtio),
+        removable,
+        cache: cache.unwrap_or(DiskCache::Writeback),
+        discard: discard.unwrap_or(true),
+        limits: limits.unwrap_or_default(),
+        ..DiskSpec::named(name?)
     })
 }
 
+fn limits(at: At<'_>) -> Option<DiskLimits> {
+    let mut fields = at.fields()?;
+    let limits = DiskLimits {
+        requests: fields.get("requests", |at| at.integer(1..=100_000_000)),
+        bandwidth: fields.get("bandwidth", |at| size(&at, BANDWIDTH)),
+    };
+    fields.finish();
+    Some(limits)
+}
+
 fn disk_name(at: At<'_>, names: &Unique<String>) -> Option<String> {
+    let name = plain_name(&at, "a disk's name")?;
+    names.add(&at, name.clone(), || {
+        format!("two disks are named {name:?}")
+    });
+    Some(name)
+}
+
+fn plain_name(at: &At<'_>, what: &str) -> Option<String> {
     let text = at.line(20)?;
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.starts_with('-') || !text.chars().all(allowed) {
-        let message = format!("{} is not a disk's name", quote(text));
+        let message = format!("{} is not {what}", quote(text));
         return at.refuse_with(
             message,
             "use a-z, 0-9 and -, beginning with a letter or digit",
         );
     }
-    names.add(&at, text.to_owned(), || {
-        format!("two disks are named {text:?}")
-    });
     Some(text.to_owned())
 }
 

@@ -5,7 +5,8 @@
 use serde_json::{Value, json};
 
 use super::reader::{
-    CPUS, MAX_DISKS, MAX_FORWARDS, MAX_LABELS, MAX_NETWORKS, MAX_SEED_ITEMS, MAX_SHARES,
+    CPUS, MAX_CONSOLES, MAX_DISKS, MAX_FORWARDS, MAX_LABELS, MAX_NETWORKS, MAX_SEED_ITEMS,
+    MAX_SHARES,
 };
 use super::words::Words;
 use super::*;
@@ -36,12 +37,23 @@ pub fn schema() -> Value {
             "machine": with_default(text("Machine type as the driver names it, such as `q35`, `microvm` or `virt`; `auto` takes the best.", "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), json!("auto")),
             "accel": words("How CPUs are run; `auto` takes hardware where a trial shows that it works.", Some(default.accel)),
             "cpus": {"description": "Virtual CPUs.", "type": "integer", "minimum": CPUS.0, "maximum": CPUS.1, "default": default.cpus},
+            "max_cpus": {"description": "Virtual CPUs that it may be given while it runs.", "type": "integer", "minimum": CPUS.0, "maximum": CPUS.1},
+            "nested": flag("Whether the guest may run virtual machines itself."),
             "cpu_model": text("CPU model as the driver names it; the best safe one if none is given.", "^[A-Za-z0-9][A-Za-z0-9._,+=-]{0,255}$"),
             "memory": with_default(size("Memory, from 16MiB to 16TiB."), json!(default.memory.to_string())),
+            "max_memory": size("Memory that it may be given while it runs, from 16MiB to 16TiB."),
+            "memory_target": size("Memory that the guest is asked to keep within, by a balloon; no balloon if none is given."),
+            "memory_kind": words("What memory is made of: pages of the usual size, or huge pages that the host has set aside.", Some(default.memory_kind)),
             "boot": boot(),
             "disks": list("Disks; `root` comes from the image.", MAX_DISKS, disk(), json!([])),
             "networks": list("Network interfaces; one on the user-mode network if the field is missing.", MAX_NETWORKS, network(), json!([{"kind": "user"}])),
             "shares": list("Folders of this computer that the guest sees.", MAX_SHARES, share(), json!([])),
+            "consoles": list("Consoles beside the first serial port.", MAX_CONSOLES, console(), json!([])),
+            "tpm": flag("Whether there is a TPM 2.0."),
+            "watchdog": words::<WatchdogAction>("What happens when the guest stops feeding the watchdog; no watchdog if none is given.", None),
+            "vsock": flag("Whether sockets of the guest can be reached by vsock."),
+            "isolation": words("How much of this computer it may touch.", Some(default.isolation)),
+            "time_to_live": text("How long it may run before it is stopped, such as `8h`; needed with `isolation: agent`.", DURATION),
             "ready": text("When the guest counts as ready: `agent`, `cloud-init`, `ssh`, `serial:MARKER` (the serial console printed it) or `none`; what fits the image if none is given.", READY),
             "ready_timeout": with_default(text("How long it may take to become ready, such as `90s`, `10min` or `1h30min`.", DURATION), json!(format_duration(default.ready_timeout))),
             "seed": seed(),
@@ -106,6 +118,7 @@ fn boot() -> Value {
             "kernel": text("Linux kernel on this computer, as an absolute path; the image's if none is given.", ABSOLUTE),
             "initrd": text("Initial RAM disk on this computer, as an absolute path.", ABSOLUTE),
             "cmdline": text("Words added to the kernel's command line.", "."),
+            "secure_boot": flag("Whether the firmware refuses loaders that are not signed; with `firmware: uefi` only."),
         }),
     )
 }
@@ -121,6 +134,25 @@ fn disk() -> Value {
             "format": words::<DiskFormat>("Format of the file; must be given with `path`.", None),
             "read_only": flag("Whether the guest can't write to it."),
             "mount": text("Where the guest mounts it, for disks that are made empty (formatted as ext4).", BELOW_ROOT),
+            "bus": words("What the guest sees it as.", Some(DiskBus::Virtio)),
+            "removable": flag("Whether it is a CD drive, whose medium can be changed; without `path` it is empty."),
+            "cache": words("How this computer caches it; with `unsafe` a crash of this computer may lose everything on it.", Some(DiskCache::Writeback)),
+            "discard": {"description": "Whether blocks that the guest discards are given back.", "type": "boolean", "default": true},
+            "limits": object("How much traffic it may have.", &[], json!({
+                "requests": {"description": "Requests a second.", "type": "integer", "minimum": 1, "maximum": 100_000_000},
+                "bandwidth": size("Bytes a second, from 4KiB to 1TiB."),
+            })),
+        }),
+    )
+}
+
+fn console() -> Value {
+    object(
+        "A console.",
+        &["name"],
+        json!({
+            "name": text("Name, unique in this VM, by which `inn console` and the guest find it.", "^[a-z0-9][a-z0-9-]{0,19}$"),
+            "log": flag("Whether what the guest writes to it is kept in a log."),
         }),
     )
 }

@@ -34,12 +34,24 @@ pub(super) fn tree(spec: &VmSpec) -> Vec<(String, Tree)> {
     );
     map.text("accel", Some(spec.accel.word()));
     map.put("cpus", Tree::Number(spec.cpus));
+    map.number("max_cpus", spec.max_cpus);
     map.text("cpu_model", spec.cpu_model.as_deref());
+    map.flag_if_set("nested", spec.nested);
     map.text("memory", Some(&spec.memory.to_string()));
+    map.size("max_memory", spec.max_memory);
+    map.size("memory_target", spec.memory_target);
+    map.text("memory_kind", Some(spec.memory_kind.word()));
     map.put("boot", boot(&spec.boot));
     map.list("disks", spec.disks.iter().map(disk));
     map.list("networks", spec.networks.iter().map(network));
     map.list("shares", spec.shares.iter().map(share));
+    map.list("consoles", spec.consoles.iter().map(console));
+    map.flag_if_set("tpm", spec.tpm);
+    map.text("watchdog", spec.watchdog.map(Words::word));
+    map.flag_if_set("vsock", spec.vsock);
+    map.text("isolation", Some(spec.isolation.word()));
+    let time_to_live = spec.time_to_live.map(format_duration);
+    map.text("time_to_live", time_to_live.as_deref());
     let ready = spec.ready.as_ref().map(ToString::to_string);
     map.text("ready", ready.as_deref());
     map.text("ready_timeout", Some(&format_duration(spec.ready_timeout)));
@@ -75,6 +87,16 @@ impl Map {
         self.put(name, Tree::List(items.collect()));
     }
 
+    fn size(&mut self, name: &str, value: Option<Bytes>) {
+        self.text(name, value.map(|size| size.to_string()).as_deref());
+    }
+
+    fn number(&mut self, name: &str, value: Option<u32>) {
+        if let Some(number) = value {
+            self.put(name, Tree::Number(number));
+        }
+    }
+
     fn flag_if_set(&mut self, name: &str, flag: bool) {
         if flag {
             self.put(name, Tree::Flag(true));
@@ -92,17 +114,41 @@ fn boot(boot: &BootSpec) -> Tree {
     map.path("kernel", boot.kernel.as_deref());
     map.path("initrd", boot.initrd.as_deref());
     map.text("cmdline", boot.cmdline.as_deref());
+    map.flag_if_set("secure_boot", boot.secure_boot);
     Tree::Map(map.0)
 }
 
 fn disk(disk: &DiskSpec) -> Tree {
     let mut map = Map::default();
     map.text("name", Some(&disk.name));
-    map.text("size", disk.size.map(|size| size.to_string()).as_deref());
+    map.size("size", disk.size);
     map.path("path", disk.path.as_deref());
     map.text("format", disk.format.map(Words::word));
     map.flag_if_set("read_only", disk.read_only);
     map.path("mount", disk.mount.as_deref());
+    if disk.bus != DiskBus::Virtio {
+        map.text("bus", Some(disk.bus.word()));
+    }
+    map.flag_if_set("removable", disk.removable);
+    if disk.cache != DiskCache::Writeback {
+        map.text("cache", Some(disk.cache.word()));
+    }
+    if !disk.discard {
+        map.put("discard", Tree::Flag(false));
+    }
+    let mut limits = Map::default();
+    limits.number("requests", disk.limits.requests);
+    limits.size("bandwidth", disk.limits.bandwidth);
+    if !limits.0.is_empty() {
+        map.put("limits", Tree::Map(limits.0));
+    }
+    Tree::Map(map.0)
+}
+
+fn console(console: &ConsoleSpec) -> Tree {
+    let mut map = Map::default();
+    map.text("name", Some(&console.name));
+    map.flag_if_set("log", console.log);
     Tree::Map(map.0)
 }
 

@@ -1,6 +1,9 @@
 //! The fixed words of a spec: one table per choice, from which they are read, written and described in the schema.
 
-use super::{AccelChoice, Arch, DiskFormat, Firmware, NetworkKind, Protocol};
+use super::{
+    AccelChoice, Arch, DiskBus, DiskCache, DiskFormat, Firmware, Isolation, MemoryKind,
+    NetworkKind, Protocol, WatchdogAction,
+};
 
 /// A choice of fixed words; the first word of a value is the one that is written.
 pub(super) trait Words: Copy + PartialEq + 'static {
@@ -58,4 +61,43 @@ impl Words for NetworkKind {
 impl Words for Protocol {
     const WORDS: &'static [(&'static str, Self)] =
         &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+}
+
+impl Words for MemoryKind {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("normal", MemoryKind::Normal), ("huge", MemoryKind::Huge)];
+}
+
+impl Words for WatchdogAction {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("reset", WatchdogAction::Reset),
+        ("poweroff", WatchdogAction::Poweroff),
+        ("pause", WatchdogAction::Pause),
+        ("tell", WatchdogAction::Tell),
+    ];
+}
+
+impl Words for Isolation {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("isolated", Isolation::Isolated),
+        ("agent", Isolation::Agent),
+        ("unrestricted", Isolation::Unrestricted),
+    ];
+}
+
+impl Words for DiskBus {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("virtio", DiskBus::Virtio),
+        ("nvme", DiskBus::Nvme),
+        ("usb", DiskBus::Usb),
+    ];
+}
+
+impl Words for DiskCache {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("writeback", DiskCache::Writeback),
+        ("writethrough", DiskCache::Writethrough),
+        ("none", DiskCache::None),
+        ("unsafe", DiskCache::Unsafe),
+    ];
 }

@@ -50,6 +50,7 @@ async fn run(words: &[&str]) -> Result<(), (u8, String)> {
                     kernel: Some(kernel.into()),
                     initrd: None,
                     cmdline: None,
+                    secure_boot: false,
                 },
                 ready: Some(innkeeper::spec::ReadyWhen::None),
                 ..VmSpec::default()

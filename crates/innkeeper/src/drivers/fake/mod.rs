@@ -143,8 +143,10 @@ impl Driver for FakeDriver {
                     lacking: if !usable {
                         Some(format!("there is no {}", self.options.program.display()))
                     } else {
-                        self.lacks(*capability)
-                            .then(|| "this fake was told to lack it".to_owned())
+                        plan::not_played(*capability).or_else(|| {
+                            self.lacks(*capability)
+                                .then(|| "this fake was told to lack it".to_owned())
+                        })
                     },
                 })
                 .collect(),
@@ -153,8 +155,8 @@ impl Driver for FakeDriver {
         }
     }
 
-    fn check(&self, config: &MachineConfig, _: &DriverReport) -> Vec<Unsupported> {
-        let mut reasons = Vec::new();
+    fn check(&self, config: &MachineConfig, report: &DriverReport) -> Vec<Unsupported> {
+        let mut reasons = crate::driver::lacking(config, report);
         let mut refuse = |field: &str, reason: String| {
             reasons.push(Unsupported {
                 field: field.to_owned(),
@@ -177,29 +179,10 @@ impl Driver for FakeDriver {
                 "the fake runs no CPUs, so there is no way of running them to choose".to_owned(),
             );
         }
-        let lacking = |capability: Capability| self.lacks(capability);
-        match &config.boot {
-            BootConfig::Direct { cmdline, .. } => {
-                if lacking(Capability::BootDirect) {
-                    refuse("boot.firmware", "this fake boots no kernels".to_owned());
-                }
-                if let Err(reason) = Script::parse(cmdline) {
-                    refuse("boot.cmdline", reason);
-                }
-            }
-            BootConfig::Uefi { .. } if lacking(Capability::BootUefi) => {
-                refuse("boot.firmware", "this fake has no UEFI".to_owned());
-            }
-            BootConfig::Bios if lacking(Capability::BootBios) => {
-                refuse("boot.firmware", "this fake has no BIOS".to_owned());
-            }
-            BootConfig::Uefi { .. } | BootConfig::Bios => {}
-        }
-        if !config.disks.is_empty() && lacking(Capability::Disks) {
-            refuse("disks", "this fake has no disks".to_owned());
-        }
-        if !config.nics.is_empty() && lacking(Capability::NetworkUser) {
-            refuse("networks", "this fake has no networks".to_owned());
+        if let BootConfig::Direct { cmdline, .. } = &config.boot
+            && let Err(reason) = Script::parse(cmdline)
+        {
+            refuse("boot.cmdline", reason);
         }
         for (index, nic) in config.nics.iter().enumerate() {
             if nic
@@ -212,15 +195,6 @@ impl Driver for FakeDriver {
                     "the fake forwards TCP only".to_owned(),
                 );
             }
-            if !nic.forwards.is_empty() && lacking(Capability::PortForward) {
-                refuse(
-                    &format!("networks[{index}].forwards"),
-                    "this fake forwards no ports".to_owned(),
-                );
-            }
-        }
-        if !config.shares.is_empty() && lacking(Capability::ShareVirtiofs) {
-            refuse("shares", "this fake shares no folders".to_owned());
         }
         reasons
     }

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use innkeeper_api::Capability;
 use serde::{Deserialize, Serialize};
 
 use super::FakeOptions;
@@ -171,6 +172,34 @@ pub(super) fn plan(config: &MachineConfig, options: &FakeOptions) -> Result<Plan
         agent_program: options.agent.clone(),
         script,
     })
+}
+
+/// Tells why the fake can't play a capability at all; none if it can.
+pub(super) fn not_played(capability: Capability) -> Option<String> {
+    use Capability as C;
+    matches!(
+        capability,
+        C::Suspend
+            | C::SecureBoot
+            | C::CpuHotplug
+            | C::Nested
+            | C::MemoryHotplug
+            | C::Balloon
+            | C::HugePages
+            | C::DiskNvme
+            | C::DiskUsb
+            | C::DiskCache
+            | C::DiskLimits
+            | C::DiskHotplug
+            | C::Drive
+            | C::NetworkHotplug
+            | C::NetworkClosed
+            | C::Consoles
+            | C::Tpm
+            | C::Watchdog
+            | C::Vsock
+    )
+    .then(|| "the fake does not play it".to_owned())
 }
 
 /// Returns where a trial pokes the guest.

@@ -143,7 +143,10 @@ impl Driver for QemuDriver {
 
     fn check(&self, config: &MachineConfig, report: &DriverReport) -> Vec<Unsupported> {
         match details(report) {
-            Ok(host) => check::check(config, &host),
+            Ok(host) => check::check(config, &host)
+                .into_iter()
+                .chain(crate::driver::lacking(config, report))
+                .collect(),
             Err(error) => vec![Unsupported {
                 field: String::new(),
                 reason: error.to_string(),

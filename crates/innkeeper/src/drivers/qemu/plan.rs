@@ -322,7 +322,7 @@ fn boot(
             builder.option("-append", format!("{line} {cmdline}").trim_end());
             Ok(None)
         }
-        BootConfig::Uefi { variables } => {
+        BootConfig::Uefi { variables, .. } => {
             let firmware = emulator.uefi.as_ref().ok_or_else(|| {
                 Error::new(
                     ErrorKind::Unsupported,

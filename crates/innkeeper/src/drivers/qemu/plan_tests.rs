@@ -9,7 +9,9 @@ use super::check::check;
 use super::host::*;
 use super::plan::{Plan, plan};
 use crate::driver::*;
-use crate::spec::{AccelChoice, Arch, Bytes, DiskFormat, ForwardSpec, Protocol};
+use crate::spec::{
+    AccelChoice, Arch, Bytes, DiskFormat, ForwardSpec, Isolation, MemoryKind, Protocol,
+};
 
 fn host() -> QemuHost {
     let machine = |name: &str, alias: Option<&str>| MachineType {
@@ -65,14 +67,11 @@ fn host() -> QemuHost {
 }
 
 fn disk(name: &str, format: DiskFormat) -> DiskConfig {
-    DiskConfig {
-        name: name.to_owned(),
-        path: PathBuf::from(format!("/vms/web/disks/{name},1")),
+    DiskConfig::new(
+        name,
+        PathBuf::from(format!("/vms/web/disks/{name},1")),
         format,
-        backing_format: None,
-        read_only: false,
-        boot_index: None,
-    }
+    )
 }
 
 /// A VM with everything that a VM can have.
@@ -100,13 +99,19 @@ fn full(arch: Arch, machine: &str, boot: BootConfig) -> MachineConfig {
         accel: AccelChoice::Auto,
         cpu_model: None,
         cpus: 2,
+        max_cpus: 2,
         memory: Bytes::gib(1),
+        max_memory: Bytes::gib(1),
+        memory_target: None,
+        memory_kind: MemoryKind::Normal,
         boot,
         disks: vec![root, disk("data", DiskFormat::Qcow2), seed],
+        drives: Vec::new(),
         nics: vec![NicConfig {
             mac: "52:54:00:12:34:56".parse().unwrap(),
             user_network: UserNetwork::of_interface(0).unwrap(),
             hostname: "web".to_owned(),
+            outbound: true,
             forwards: vec![
                 forward(Protocol::Tcp, 8080, 80),
                 forward(Protocol::Udp, 5353, 53),
@@ -117,6 +122,12 @@ fn full(arch: Arch, machine: &str, boot: BootConfig) -> MachineConfig {
             host: PathBuf::from("/home/me/src"),
             read_only: true,
         }],
+        consoles: Vec::new(),
+        tpm: None,
+        watchdog: None,
+        vsock: None,
+        nested: false,
+        isolation: Isolation::Isolated,
         paths: MachinePaths {
             sockets: PathBuf::from("/run/inn/web"),
             run: PathBuf::from("/vms/web/run"),
@@ -148,6 +159,7 @@ fn direct() -> BootConfig {
 fn uefi() -> BootConfig {
     BootConfig::Uefi {
         variables: PathBuf::from("/vms/web/uefi-variables.fd"),
+        secure_boot: false,
     }
 }
 

@@ -468,6 +468,7 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
             | Capability::Pause
             | Capability::BlockStatistics
             | Capability::Entropy => None,
+            _ => Some("the QEMU driver does not do it yet".to_owned()),
         }
     };
     Capability::ALL

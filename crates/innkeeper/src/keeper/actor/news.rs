@@ -35,6 +35,12 @@ impl Actor {
                     message: "the guest's kernel panicked".to_owned(),
                 });
             }
+            MachineEvent::WatchdogFired => self.note(EventKind::Note {
+                message: "the watchdog ran out: the guest had stopped feeding it".to_owned(),
+            }),
+            MachineEvent::Detached(device) => self.note(EventKind::Note {
+                message: format!("the guest let go of {device}"),
+            }),
             MachineEvent::Faulted(why) => {
                 self.power(PowerEvent::Paused);
                 self.note(EventKind::Note {

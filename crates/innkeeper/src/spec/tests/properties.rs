@@ -31,13 +31,18 @@ fn boot() -> impl Strategy<Value = BootSpec> {
         kernel,
         initrd,
         cmdline,
+        secure_boot: false,
     });
-    let own =
-        prop_oneof![Just(Firmware::Uefi), Just(Firmware::Bios)].prop_map(|firmware| BootSpec {
+    let own = (
+        prop_oneof![Just(Firmware::Uefi), Just(Firmware::Bios)],
+        any::<bool>(),
+    )
+        .prop_map(|(firmware, secure)| BootSpec {
             firmware: Some(firmware),
             kernel: None,
             initrd: None,
             cmdline: None,
+            secure_boot: secure && firmware == Firmware::Uefi,
         });
     prop_oneof![direct, own]
 }
@@ -47,21 +52,97 @@ fn disks() -> impl Strategy<Value = Vec<DiskSpec>> {
     let own = (size, option::of(0u8..9)).prop_map(|(size, mount)| (Some(size), None, None, mount));
     let format = prop_oneof![Just(DiskFormat::Raw), Just(DiskFormat::Qcow2)];
     let file = (path(), format).prop_map(|(path, format)| (None, Some(path), Some(format), None));
-    let disk = (prop_oneof![own, file], any::<bool>());
+    let bus = prop_oneof![
+        Just(DiskBus::Virtio),
+        Just(DiskBus::Nvme),
+        Just(DiskBus::Usb)
+    ];
+    let cache = prop_oneof![
+        Just(DiskCache::Writeback),
+        Just(DiskCache::Writethrough),
+        Just(DiskCache::None),
+        Just(DiskCache::Unsafe)
+    ];
+    let limits = (
+        option::of(1u32..=100_000_000),
+        option::of((4096u64..=1 << 40).prop_map(Bytes::new)),
+    )
+        .prop_map(|(requests, bandwidth)| DiskLimits {
+            requests,
+            bandwidth,
+        });
+    let how = (bus, cache, any::<bool>(), limits, any::<bool>());
+    let disk = (prop_oneof![own, file], any::<bool>(), how);
     vec(disk, 0..4).prop_map(|disks| {
         let made = disks.into_iter().enumerate();
-        made.map(
-            |(index, ((size, path, format, mount), read_only))| DiskSpec {
-                name: format!("{index}-disk"),
+        made.map(|(index, ((size, path, format, mount), read_only, how))| {
+            let (bus, cache, discard, limits, removable) = how;
+            let removable = removable && path.is_some() && bus != DiskBus::Nvme;
+            DiskSpec {
                 size,
                 path,
                 format,
-                read_only,
+                read_only: read_only || removable,
                 mount: mount.map(|_: u8| PathBuf::from(format!("/mnt/{index}"))),
-            },
-        )
+                bus,
+                removable,
+                cache,
+                discard,
+                limits,
+                ..DiskSpec::named(format!("{index}-disk"))
+            }
+        })
         .collect()
     })
+}
+
+fn hardware() -> impl Strategy<Value = VmSpec> {
+    let actions = [
+        WatchdogAction::Reset,
+        WatchdogAction::Poweroff,
+        WatchdogAction::Pause,
+        WatchdogAction::Tell,
+    ];
+    let kinds = [MemoryKind::Normal, MemoryKind::Huge];
+    let modes = [
+        Isolation::Isolated,
+        Isolation::Agent,
+        Isolation::Unrestricted,
+    ];
+    (
+        option::of(0u32..8),
+        option::of(0u64..1 << 30),
+        option::of(1u64 << 24..1 << 28),
+        proptest::sample::select(kinds.to_vec()),
+        vec(any::<bool>(), 0..4),
+        any::<[bool; 3]>(),
+        option::of(proptest::sample::select(actions.to_vec())),
+        proptest::sample::select(modes.to_vec()),
+        option::of(1u64..86_400),
+    )
+        .prop_map(
+            |(cpus, memory, target, kind, logs, flags, watchdog, isolation, life)| {
+                let [tpm, vsock, nested] = flags;
+                let mut spec = VmSpec::default();
+                spec.max_cpus = cpus.map(|more| spec.cpus + more);
+                spec.max_memory = memory.map(|more| Bytes::new(spec.memory.get() + more));
+                spec.memory_target = target.map(Bytes::new);
+                spec.memory_kind = kind;
+                spec.consoles = logs
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, log)| ConsoleSpec {
+                        name: format!("console-{index}"),
+                        log,
+                    })
+                    .collect();
+                (spec.tpm, spec.vsock, spec.nested) = (tpm, vsock, nested);
+                (spec.watchdog, spec.isolation) = (watchdog, isolation);
+                let life = life.or((isolation == Isolation::Agent).then_some(60));
+                spec.time_to_live = life.map(Duration::from_secs);
+                spec
+            },
+        )
 }
 
 fn networks() -> impl Strategy<Value = Vec<NetworkSpec>> {
@@ -162,6 +243,7 @@ prop_compose! {
         (ready, wait) in (option::of(ready()), 1u64..=7 * 86_400_000),
         (seed, protected) in (seed(), any::<bool>()),
         labels in proptest::collection::btree_map("[a-zA-Z0-9][a-zA-Z0-9._/-]{0,8}", "[^\\p{C}]{0,12}", 0..4),
+        hardware in hardware(),
     ) -> VmSpec {
         let labels: BTreeMap<String, String> = labels;
         VmSpec {
@@ -171,8 +253,11 @@ prop_compose! {
             machine: machine.map_or(MachineChoice::Auto, MachineChoice::Named),
             accel,
             cpus,
+            max_cpus: hardware.max_cpus.map(|most| (cpus + most).min(1024)),
             cpu_model,
             memory: Bytes::new(memory),
+            max_memory: hardware.max_memory.map(|more| Bytes::new((memory + more.get()).min(1 << 44))),
+            memory_target: hardware.memory_target.filter(|target| target.get() <= memory),
             boot,
             disks,
             networks,
@@ -186,6 +271,7 @@ prop_compose! {
             seed,
             labels,
             protected,
+            ..hardware
         }
     }
 }

@@ -42,8 +42,7 @@ fn schema_names() -> BTreeMap<String, BTreeSet<String>> {
 #[test]
 fn schema_and_reader_know_the_same_fields() {
     // Every object stands there as a first item, so that the reader comes to ask for its fields.
-    let text =
-        "{boot: {}, disks: [{}], networks: [{forwards: [{}]}], shares: [{}], seed: {files: [{}]}}";
+    let text = "{boot: {}, disks: [{limits: {}}], networks: [{forwards: [{}]}], shares: [{}], consoles: [{}], seed: {files: [{}]}}";
     let root = node::load(text).unwrap().root;
     let sink = Sink::default();
     reader::read_root(&root, &sink);
@@ -67,6 +66,10 @@ fn schema_and_reader_give_the_same_verdicts() {
         r#"{"disks": [{"name": "root"}, {"name": "a", "path": "/x", "format": "raw"}]}"#,
         r#"{"networks": [{"kind": "user", "mac": "52:54:00:12:34:5F", "forwards": ["1:2", "127.0.0.9:65535:2/udp", "[::1]:5:6", {"host_port": 9, "guest_port": 9, "host_address": "::1"}]}]}"#,
         r#"{"networks": []}"#,
+        r#"{"cpus": 2, "max_cpus": 4, "memory": "1GiB", "max_memory": "2GiB", "memory_target": "512MiB", "memory_kind": "huge"}"#,
+        r#"{"boot": {"firmware": "uefi", "secure_boot": true}, "tpm": true, "watchdog": "reset", "vsock": true, "nested": true}"#,
+        r#"{"isolation": "agent", "time_to_live": "8h", "consoles": [{"name": "shell", "log": true}]}"#,
+        r#"{"disks": [{"name": "a", "size": "1GiB", "bus": "nvme", "cache": "none", "discard": false, "limits": {"requests": 100, "bandwidth": "10MiB"}}, {"name": "cd", "removable": true}]}"#,
         r#"{"shares": ["/a:/b", "/a:/c:ro", "/a b:/d/", {"host": "/x:y", "guest": "/z"}]}"#,
         r#"{"ready": "serial:login:", "ready_timeout": "1h30min5s"}"#,
         r#"{"ready": "none", "ready_timeout": "10m", "protected": false, "labels": {"a.b/c": ""}}"#,
@@ -114,6 +117,15 @@ fn schema_and_reader_give_the_same_verdicts() {
         r#"{"ready": "serial:"}"#,
         r#"{"ready_timeout": "10"}"#,
         r#"{"ready_timeout": 10}"#,
+        r#"{"max_cpus": 0}"#,
+        r#"{"memory_kind": "giant"}"#,
+        r#"{"watchdog": true}"#,
+        r#"{"isolation": "none"}"#,
+        r#"{"time_to_live": "1"}"#,
+        r#"{"consoles": [{"name": "Shell"}]}"#,
+        r#"{"consoles": [{"log": true}]}"#,
+        r#"{"disks": [{"name": "a", "size": "1GiB", "bus": "ide"}]}"#,
+        r#"{"disks": [{"name": "a", "size": "1GiB", "limits": {"requests": 0}}]}"#,
         r#"{"protected": "yes"}"#,
         r#"{"labels": {"a b": "c"}}"#,
         r#"{"labels": {"a": 1}}"#,

@@ -33,12 +33,8 @@ fn ask(
         }
         Capability::Disks => {
             spec.disks.push(DiskSpec {
-                name: "extra".to_owned(),
                 size: Some(Bytes::mib(1)),
-                path: None,
-                format: None,
-                read_only: false,
-                mount: None,
+                ..DiskSpec::named("extra")
             });
             Some("disks")
         }

@@ -431,12 +431,9 @@ pub(super) async fn figures_are_sane(context: &Context) -> Verdict {
 pub(super) async fn a_data_disk_is_mounted_and_kept(context: &Context) -> Verdict {
     let mut spec = context.spec();
     spec.disks.push(DiskSpec {
-        name: "data".to_owned(),
         size: Some(Bytes::mib(64)),
-        path: None,
-        format: None,
-        read_only: false,
         mount: Some("/data".into()),
+        ..DiskSpec::named("data")
     });
     context.create("stores", spec).await?;
     let nonce = noise(300_000);
