@@ -75,6 +75,10 @@ enum HostCommand {
     Stop(stop::Args),
     Kill(kill::Args),
     Restart(restart::Args),
+    Pause(pause::Pause),
+    Resume(pause::Resume),
+    #[command(visible_alias = "save")]
+    Suspend(pause::Suspend),
     #[command(visible_aliases = ["list", "ps"])]
     Ls(ls::Args),
     #[command(visible_alias = "inspect")]
@@ -153,6 +157,9 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
         HostCommand::Stop(args) => args.run(host, output).await,
         HostCommand::Kill(args) => args.run(host, output).await,
         HostCommand::Restart(args) => args.run(host, output).await,
+        HostCommand::Pause(args) => args.run(host, output).await,
+        HostCommand::Resume(args) => args.run(host, output).await,
+        HostCommand::Suspend(args) => args.run(host, output).await,
         HostCommand::Ls(args) => args.run(host, output).await,
         HostCommand::Info(args) => args.run(host, output).await,
         HostCommand::Stats(args) => args.run(host, output).await,

@@ -18,6 +18,18 @@ pub struct StopRequest {
     pub force: bool,
 }
 
+/// Asks a keeper to stop its VM's CPUs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+pub struct PauseRequest {}
+
+/// Asks a keeper to continue its VM's CPUs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ResumeRequest {}
+
+/// Asks a keeper to write its VM's memory and devices to disk and to end the hypervisor.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+pub struct SuspendRequest {}
+
 /// Asks a keeper to end the hypervisor at once.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct KillRequest {}

@@ -28,7 +28,7 @@ pub use crate::engine::{DriverVerdict, Explanation, WaitFor};
 
 /// This computer as a host of virtual machines. It holds no state that the files don't.
 pub struct Host {
-    engine: Engine,
+    pub(crate) engine: Engine,
 }
 
 /// Builds a [`Host`]. What is not set is taken from the environment by [`HostBuilder::from_environment`], or missing.
@@ -340,6 +340,28 @@ impl Host {
                 },
             )
             .await
+    }
+
+    /// Stops a VM's CPUs; its memory is kept. Returns when they stand still. Errors: `Unsupported` if its driver can't.
+    pub async fn pause(&self, name: &str) -> Result<Admission> {
+        Ok(self.engine.pause(name).await?.admission)
+    }
+
+    /// Continues a paused VM, or brings back a suspended one. Returns when its CPUs run.
+    pub async fn resume(&self, name: &str) -> Result<Admission> {
+        Ok(self.engine.resume(name).await?.admission)
+    }
+
+    /// Writes a VM's memory and devices to disk and ends its hypervisor; [`Host::start`] brings it back as it was.
+    ///
+    /// Errors: `Unsupported` if its driver can't, or something that is attached can't be saved. The VM goes on then.
+    pub async fn suspend(&self, name: &str) -> Result<Admission> {
+        Ok(self.engine.suspend(name).await?.admission)
+    }
+
+    /// Throws away what was saved of a suspended VM: it is stopped, as after a power cut.
+    pub async fn discard_saved(&self, name: &str) -> Result<()> {
+        self.engine.discard_saved(name).await
     }
 
     /// Waits until a VM is where it should be; `on_change` sees every change on the way.

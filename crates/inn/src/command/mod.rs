@@ -19,6 +19,7 @@ pub(crate) mod kill;
 pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod man;
+pub(crate) mod pause;
 pub(crate) mod protect;
 pub(crate) mod rename;
 pub(crate) mod restart;

@@ -14,7 +14,8 @@ use crate::reporter::Reporter;
 #[command(after_help = "Examples:
   inn start web
   inn start web db --timeout 2min
-  inn start web --no-wait")]
+  inn start web --no-wait
+  inn start web --discard-saved        of a suspended VM: boots anew, what its guest was doing is lost")]
 pub(crate) struct Args {
     /// VMs
     #[arg(value_name = "NAME", required = true)]
@@ -22,6 +23,10 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     ready: ReadyFlags,
+
+    /// Boot a suspended VM anew instead of bringing it back: what its guest was doing is lost
+    #[arg(long)]
+    discard_saved: bool,
 
     #[command(flatten)]
     dry_run: DryRun,
@@ -38,6 +43,9 @@ impl Args {
             _ => Reporter::silent(),
         };
         let (started, code) = many::each(&self.names, output, async |name| {
+            if self.discard_saved {
+                host.discard_saved(name).await?;
+            }
             let already = host.start(name).await? == Admission::AlreadySo;
             let info = self.ready.wait(host, name, &reporter).await?;
             if already {

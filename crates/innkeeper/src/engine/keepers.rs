@@ -5,8 +5,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use innkeeper_api::{
-    Accepted, ErrorKind, KillRequest, Problem, RestartRequest, StartRequest, StopOutcome,
-    StopRequest, StoppedBy,
+    Accepted, ErrorKind, KillRequest, PauseRequest, Problem, RestartRequest, ResumeRequest,
+    StartRequest, StopOutcome, StopRequest, StoppedBy, SuspendRequest, VmState,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
@@ -147,6 +147,35 @@ impl Engine {
             .map_err(|error| error.while_doing(format!("can't start {name}")))
     }
 
+    /// Stops a VM's CPUs; returns when they stand still.
+    pub(crate) async fn pause(&self, name: &str) -> Result<Accepted> {
+        self.move_running(name, "pause", &PauseRequest {}).await
+    }
+
+    /// Continues a VM, from disk if it is suspended; returns when its CPUs run.
+    pub(crate) async fn resume(&self, name: &str) -> Result<Accepted> {
+        self.move_running(name, "resume", &ResumeRequest {}).await
+    }
+
+    /// Writes a VM's memory and devices to disk; returns when its hypervisor is gone.
+    pub(crate) async fn suspend(&self, name: &str) -> Result<Accepted> {
+        self.move_running(name, "suspend", &SuspendRequest {}).await
+    }
+
+    async fn move_running(
+        &self,
+        name: &str,
+        verb: &str,
+        request: &impl serde::Serialize,
+    ) -> Result<Accepted> {
+        let bundle = self.root.bundle(name)?;
+        self.need_keeper(&bundle)
+            .await?
+            .ask(&format!("/v1/vm/{verb}"), request)
+            .await
+            .map_err(|error| error.while_doing(format!("can't {verb} {name}")))
+    }
+
     /// Stops a VM.
     pub(crate) async fn stop(&self, name: &str, request: &StopRequest) -> Result<StopOutcome> {
         self.end(name, "/v1/vm/stop", request)
@@ -189,12 +218,12 @@ impl Engine {
         }
         // No keeper: what it left is settled, or adopted, by looking.
         let info = self.look(&bundle).await?;
-        if info.keeper_pid.is_none() {
+        if info.keeper_pid.is_none() && info.state != VmState::Suspended {
             return Ok(StopOutcome {
                 by: StoppedBy::AlreadyStopped,
                 elapsed_ms: 0,
             });
         }
-        keeper.ask(path, request).await
+        self.need_keeper(&bundle).await?.ask(path, request).await
     }
 }

@@ -38,8 +38,8 @@ impl Engine {
                         let settled = recover::settle(&self.root, bundle, &identity, &recorded);
                         if settled.is_err() {
                             // It can't be written down now, as on a full disk; it is true all the same.
-                            let power = recorded.failed.map_or(Power::Stopped, Power::Failed);
-                            return self.describe_as(bundle, power, Some(recorded.since));
+                            return self
+                                .describe_as(bundle, Live::of_files(bundle, Some(recorded)));
                         }
                     }
                     // Only a keeper can tell: the guest may have powered off while nobody watched.
@@ -100,24 +100,20 @@ impl Engine {
     }
 
     fn describe_off(&self, bundle: &Bundle) -> Result<VmInfo> {
-        let recorded = bundle.recorded()?;
-        let power = match recorded
-            .as_ref()
-            .and_then(|recorded| recorded.failed.clone())
-        {
-            Some(reason) => Power::Failed(reason),
-            None => Power::Stopped,
-        };
-        self.describe_as(bundle, power, recorded.map(|recorded| recorded.since))
+        self.describe_as(bundle, Live::of_files(bundle, bundle.recorded()?))
     }
 
-    fn describe_as(&self, bundle: &Bundle, power: Power, since: Option<String>) -> Result<VmInfo> {
-        let live = Live::off(power, since);
+    fn describe_as(&self, bundle: &Bundle, live: Live) -> Result<VmInfo> {
+        // What a suspended VM goes on with is the spec of its run, whatever is asked by now.
+        let applied = match live.power {
+            Power::Suspended => Some(bundle.saved_spec()?),
+            _ => None,
+        };
         Ok(describe(
             bundle,
             &bundle.identity()?,
             &bundle.spec()?,
-            None,
+            applied.as_ref(),
             &live,
             &self.ssh_key(),
         ))

@@ -1,6 +1,6 @@
 //! Removing and renaming VMs, and clearing away what crashes left.
 
-use innkeeper_api::{ErrorKind, EventKind};
+use innkeeper_api::{ErrorKind, EventKind, VmState};
 
 use super::Engine;
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ impl Engine {
         let bundle = self.root.bundle(name)?;
         self.may(&bundle, Request::Remove { force }).await?;
         // Without an identity there is no way to its keeper; the lock, taken below, says whether it has one.
-        if force && bundle.identity().is_ok() {
+        if force && !bundle.is_suspended() && bundle.identity().is_ok() {
             self.kill(name).await?;
         }
         let _lock = self.lock(&bundle).await?;
@@ -43,6 +43,7 @@ impl Engine {
             Ok(info) if info.vmm_pid.is_some() || info.keeper_pid.is_some() => {
                 (Power::Running, info.protected)
             }
+            Ok(info) if info.state == VmState::Suspended => (Power::Suspended, info.protected),
             Ok(info) => (Power::Stopped, info.protected),
             Err(_) => (Power::Stopped, false),
         };
@@ -53,6 +54,8 @@ impl Engine {
     fn may_now(&self, bundle: &Bundle, request: Request) -> Result<()> {
         let power = if bundle.hypervisor_lives()? {
             Power::Running
+        } else if bundle.is_suspended() {
+            Power::Suspended
         } else {
             Power::Stopped
         };
@@ -64,6 +67,27 @@ impl Engine {
             ));
         }
         decide(bundle, admit(Operation::None, &power, protected, request))
+    }
+
+    /// Throws away what was saved of a suspended VM; it is stopped then.
+    pub(crate) async fn discard_saved(&self, name: &str) -> Result<()> {
+        let bundle = self.root.bundle(name)?;
+        self.may(&bundle, Request::Discard).await?;
+        let _lock = self.lock(&bundle).await?;
+        self.may_now(&bundle, Request::Discard)?;
+        if !bundle.is_suspended() {
+            return Ok(());
+        }
+        bundle.discard_saved()?;
+        self.note(
+            Some(name),
+            EventKind::State {
+                from: VmState::Suspended,
+                to: VmState::Stopped,
+                reason: Some("what was saved was thrown away".to_owned()),
+            },
+        );
+        Ok(())
     }
 
     /// Gives a stopped VM another name.

@@ -35,7 +35,7 @@ fn judge(goal: &WaitFor, info: &VmInfo) -> Verdict {
         (WaitFor::State(goal), now) if *goal == now => Verdict::Reached,
         (
             WaitFor::Ready | WaitFor::State(VmState::Running | VmState::Ready),
-            VmState::Failed | VmState::Stopped,
+            VmState::Failed | VmState::Stopped | VmState::Suspended,
         ) => Verdict::Hopeless,
         _ => Verdict::NotYet,
     }

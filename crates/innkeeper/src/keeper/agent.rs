@@ -99,6 +99,17 @@ impl AgentLink {
         }
     }
 
+    /// Sets the guest's clock to the host's. Errors: why it was not set.
+    pub(crate) async fn set_time(&self) -> Result<(), String> {
+        let channel = self.channel().ok_or("there is no channel to the agent")?;
+        let set = channel.set_time(std::time::SystemTime::now());
+        match tokio::time::timeout(ANSWER_TIMEOUT, set).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the agent does not answer".to_owned()),
+        }
+    }
+
     /// Asks for the guest's counters.
     pub(crate) async fn metrics(&self) -> Option<Metrics> {
         self.channel()?.metrics().await.ok()

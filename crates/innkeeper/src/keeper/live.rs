@@ -6,7 +6,7 @@ use innkeeper_api::{
 
 use crate::machine::{Operation, Power, Readiness, word};
 use crate::spec::{self, Protocol, VmSpec};
-use crate::store::{Bundle, Identity};
+use crate::store::{Bundle, Identity, RecordedPower};
 
 /// What a keeper sees of its VM.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +36,19 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    /// Returns what the files tell of a VM without a hypervisor.
+    pub(crate) fn of_files(bundle: &Bundle, recorded: Option<RecordedPower>) -> Self {
+        let (failed, since) = recorded.map_or((None, None), |recorded| {
+            (recorded.failed, Some(recorded.since))
+        });
+        let power = match failed {
+            _ if bundle.is_suspended() => Power::Suspended,
+            Some(reason) => Power::Failed(reason),
+            None => Power::Stopped,
+        };
+        Live::off(power, since)
+    }
+
     /// Returns what is seen of a VM without a hypervisor.
     pub(crate) fn off(power: Power, since: Option<String>) -> Self {
         Live {
@@ -70,7 +83,7 @@ pub(crate) fn describe(
     live: &Live,
     key: &SshKey,
 ) -> VmInfo {
-    let runs = applied.filter(|_| live.power.is_live());
+    let runs = applied.filter(|_| live.power.is_live() || live.power == Power::Suspended);
     let now = runs.unwrap_or(asked);
     let reason = match &live.power {
         Power::Failed(reason) => Some(reason.clone()),

@@ -5,7 +5,7 @@
 //! | `GET /v1/vm` | `VmInfo`, from memory |
 //! | `GET /v1/vm/watch` | `VmInfo`, one JSON line for each change, until the keeper ends |
 //! | `GET /v1/vm/stats` | `VmStats` |
-//! | `POST /v1/vm/start`, `stop`, `kill`, `restart` | when it is done; errors as `Problem` with their status |
+//! | `POST /v1/vm/start`, `stop`, `kill`, `restart`, `pause`, `resume`, `suspend` | when it is done; errors as `Problem` with their status |
 //! | `POST /v1/vm/spec` | the new text is checked and written |
 //! | `POST /v1/vm/agent` | switches to the agent's protocol |
 //!
@@ -24,8 +24,8 @@ use http_body_util::channel::Channel;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use innkeeper_api::{
-    Accepted, ErrorKind, KillRequest, RestartRequest, StartRequest, StopOutcome, StopRequest,
-    VmInfo, VmStats,
+    Accepted, ErrorKind, KillRequest, PauseRequest, RestartRequest, ResumeRequest, StartRequest,
+    StopOutcome, StopRequest, SuspendRequest, VmInfo, VmStats,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -58,6 +58,9 @@ pub(crate) fn router(shared: Shared) -> Router {
         .route("/v1/vm/stop", post(stop))
         .route("/v1/vm/kill", post(kill))
         .route("/v1/vm/restart", post(restart))
+        .route("/v1/vm/pause", post(pause))
+        .route("/v1/vm/resume", post(resume))
+        .route("/v1/vm/suspend", post(suspend))
         .route("/v1/vm/spec", post(spec))
         .route("/v1/vm/agent", post(agent))
         .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
@@ -148,6 +151,21 @@ async fn kill(State(shared): State<Shared>, body: Bytes) -> Answer<StopOutcome> 
 async fn restart(State(shared): State<Shared>, body: Bytes) -> Answer<StopOutcome> {
     let request = parse::<RestartRequest>(&body)?;
     ask(&shared, |reply| Command::Restart(request, reply)).await
+}
+
+async fn pause(State(shared): State<Shared>, body: Bytes) -> Answer<Accepted> {
+    parse::<PauseRequest>(&body)?;
+    ask(&shared, Command::Pause).await
+}
+
+async fn resume(State(shared): State<Shared>, body: Bytes) -> Answer<Accepted> {
+    parse::<ResumeRequest>(&body)?;
+    ask(&shared, Command::Resume).await
+}
+
+async fn suspend(State(shared): State<Shared>, body: Bytes) -> Answer<Accepted> {
+    parse::<SuspendRequest>(&body)?;
+    ask(&shared, Command::Suspend).await
 }
 
 async fn spec(State(shared): State<Shared>, body: Bytes) -> Answer<()> {

@@ -11,6 +11,14 @@ pub enum Request {
     Stop,
     /// End the hypervisor.
     Kill,
+    /// Stop the CPUs.
+    Pause,
+    /// Continue the CPUs, of a suspended one after bringing it back.
+    Resume,
+    /// Write memory and devices to disk and end the hypervisor.
+    Suspend,
+    /// Throw away what was saved.
+    Discard,
     /// Stop and start.
     Restart,
     /// Remove it.
@@ -41,30 +49,66 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
         Operation::Creating => return denied("it is still being created", None),
     }
     match (request, power) {
-        (Request::Start, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
-        (Request::Start, Power::Starting | Power::Running) => Decision::AlreadySo,
-        (Request::Start, Power::Paused) => denied("it is paused, not stopped", None),
+        (Request::Start, Power::Stopped | Power::Failed(_) | Power::Suspended) => Decision::Enqueue,
+        (Request::Start, Power::Starting | Power::Running | Power::Resuming) => Decision::AlreadySo,
+        (Request::Start, Power::Pausing | Power::Paused) => denied(
+            "it is paused, not stopped",
+            Some("continue it with `inn resume`"),
+        ),
+        (Request::Start, Power::Suspending) => denied(
+            "it is being suspended",
+            Some("wait until it is, or break that off with `inn resume`"),
+        ),
         (Request::Start, Power::Stopping) => denied(
             "it is stopping",
             Some("wait until it is stopped, or use `inn restart`"),
         ),
 
         (Request::Stop | Request::Kill, Power::Stopped | Power::Failed(_)) => Decision::AlreadySo,
-        (Request::Stop, Power::Starting) => denied(
+        (Request::Stop | Request::Kill | Request::Restart, Power::Suspended) => {
+            denied(SUSPENDED, Some(BOOT_ANEW))
+        }
+        (Request::Stop, Power::Starting | Power::Resuming) => denied(
             "it is still starting",
             Some("wait for it, or use `inn kill`"),
         ),
-        (Request::Stop, Power::Paused) => denied(
+        (Request::Stop, Power::Pausing | Power::Paused) => denied(
             "it is paused, so the guest can't follow",
-            Some("use `inn kill`"),
+            Some("use `inn resume` first, or `inn kill`"),
+        ),
+        (Request::Stop, Power::Suspending) => denied(
+            "it is being suspended",
+            Some("wait until it is, or break that off with `inn resume`"),
         ),
         (Request::Stop, Power::Running | Power::Stopping) => Decision::Enqueue,
         (Request::Kill, _) => Decision::Enqueue,
 
-        (Request::Restart, Power::Starting | Power::Paused) => {
-            denied("it does not run", Some("use `inn kill` and `inn start`"))
-        }
+        (
+            Request::Restart,
+            Power::Starting | Power::Pausing | Power::Paused | Power::Resuming | Power::Suspending,
+        ) => denied("it does not run", Some("use `inn kill` and `inn start`")),
         (Request::Restart, _) => Decision::Enqueue,
+
+        (Request::Pause, Power::Running) => Decision::Enqueue,
+        (Request::Pause, Power::Pausing | Power::Paused) => Decision::AlreadySo,
+        (Request::Pause, _) => denied("it does not run", None),
+
+        // Of one that is being suspended it breaks that off.
+        (Request::Resume, Power::Paused | Power::Suspended | Power::Suspending) => {
+            Decision::Enqueue
+        }
+        (Request::Resume, Power::Running | Power::Resuming) => Decision::AlreadySo,
+        (Request::Resume, Power::Pausing) => denied("it is still pausing", Some("try again")),
+        (Request::Resume, _) => denied("it is not paused", Some("start it with `inn start`")),
+
+        (Request::Suspend, Power::Running | Power::Paused) => Decision::Enqueue,
+        (Request::Suspend, Power::Suspended) => Decision::AlreadySo,
+        (Request::Suspend, Power::Suspending) => denied("it is being suspended already", None),
+        (Request::Suspend, _) => denied("it does not run", None),
+
+        (Request::Discard, Power::Suspended) => Decision::Enqueue,
+        (Request::Discard, Power::Stopped | Power::Failed(_)) => Decision::AlreadySo,
+        (Request::Discard, _) => denied("it is not suspended", None),
 
         (Request::Remove { .. }, _) if protected => denied(
             "it is protected from removal",
@@ -72,23 +116,35 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
         ),
         (Request::Remove { force: true }, _) => Decision::Enqueue,
         (Request::Remove { force: false }, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
+        (Request::Remove { force: false }, Power::Suspended) => denied(
+            "it is suspended, and what its guest was doing would be lost",
+            Some("use `--force` if that may be"),
+        ),
         (Request::Remove { force: false }, _) => {
             denied("it is running", Some("stop it first, or use `--force`"))
         }
 
         (Request::Rename, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
+        (Request::Rename, Power::Suspended) => denied(SUSPENDED, Some(BOOT_ANEW)),
         (Request::Rename, _) => denied("only a stopped VM can be renamed", Some("stop it first")),
     }
 }
+
+const SUSPENDED: &str = "it is suspended, not stopped";
+const BOOT_ANEW: &str =
+    "continue it with `inn start`, or give up what was saved with `inn start --discard-saved`";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LIVE: [Power; 4] = [
+    const LIVE: [Power; 7] = [
         Power::Starting,
         Power::Running,
+        Power::Pausing,
         Power::Paused,
+        Power::Resuming,
+        Power::Suspending,
         Power::Stopping,
     ];
 
@@ -119,6 +175,31 @@ mod tests {
                     "{power:?} {request:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_not_lost_unasked() {
+        for request in [
+            Request::Stop,
+            Request::Kill,
+            Request::Restart,
+            Request::Rename,
+            Request::Remove { force: false },
+        ] {
+            assert!(
+                matches!(
+                    admit(Operation::None, &Power::Suspended, false, request),
+                    Decision::Denied(..)
+                ),
+                "{request:?}"
+            );
+        }
+        for request in [Request::Start, Request::Resume, Request::Discard] {
+            assert_eq!(
+                admit(Operation::None, &Power::Suspended, false, request),
+                Decision::Enqueue
+            );
         }
     }
 

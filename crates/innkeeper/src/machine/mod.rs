@@ -1,13 +1,14 @@
 //! What a VM may be asked when, and what word says where it is. Pure: three small tables, no IO, no time.
 //!
 //! ```text
-//!            start                 launched                  paused
-//!  stopped ───────► starting ─────────────► running ◄──────────────────► paused
-//!     ▲  ▲             │                     │   ▲       resumed
-//!     │  │ gone        │ gone unasked   stop │   │ gave up waiting
-//!     │  └─────────────┼──── stopping ◄──────┘   │
-//!     │                ▼        └────────────────┘
-//!     └── (start) ── failed(reason)
+//!            start                 launched           pause         paused
+//!  stopped ───────► starting ─────────────► running ──────► pausing ──────► paused
+//!     ▲  ▲             │                     │  ▲ ▲ ▲           resume        │ │
+//!     │  │ gone        │ gone unasked   stop │  │ │ └──── resuming ◄──────────┘ │
+//!     │  └─────────────┼──── stopping ◄──────┘  │ │          ▲ start            │ suspend (from running, too)
+//!     │                ▼        └───────────────┘ │          │                  ▼
+//!     └── (start) ── failed(reason)               │      suspended ◄── saved ── suspending
+//!                                                 └── could not be saved ───────────┘
 //! ```
 //!
 //! *Power* is what the hypervisor's events say ([`Power::next`]). *Operation* is what is being done to the bundle. *Readiness* is what the

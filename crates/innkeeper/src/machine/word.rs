@@ -30,7 +30,11 @@ pub fn word(operation: Operation, power: &Power, readiness: Readiness) -> VmStat
         (_, Power::Starting, _) => VmState::Starting,
         (_, Power::Running, Readiness::NotReady) => VmState::Running,
         (_, Power::Running, Readiness::Ready) => VmState::Ready,
+        (_, Power::Pausing, _) => VmState::Pausing,
         (_, Power::Paused, _) => VmState::Paused,
+        (_, Power::Resuming, _) => VmState::Resuming,
+        (_, Power::Suspending, _) => VmState::Suspending,
+        (_, Power::Suspended, _) => VmState::Suspended,
         (_, Power::Stopping, _) => VmState::Stopping,
         (_, Power::Failed(_), _) => VmState::Failed,
     }
@@ -45,7 +49,11 @@ mod tests {
         for power in [
             Power::Stopped,
             Power::Starting,
+            Power::Pausing,
             Power::Paused,
+            Power::Resuming,
+            Power::Suspending,
+            Power::Suspended,
             Power::Stopping,
             Power::Failed(String::new()),
         ] {

@@ -10,6 +10,7 @@ mod files;
 mod identity;
 mod lock;
 mod root;
+mod saved;
 
 pub use bundle::{Bundle, RecordedPower, Run};
 pub use event_log::EventLog;
@@ -17,3 +18,4 @@ pub use files::{read_json, write_json, write_whole};
 pub use identity::{Identity, IdentityDisk, PinnedBoot, PinnedImage};
 pub use lock::{FileLock, is_locked};
 pub use root::{HalfMade, Root, random_id};
+pub use saved::{Saved, SavedDisk};

@@ -10,10 +10,20 @@ impl Actor {
             Found::Nothing => {}
             Found::Ended(recorded) => {
                 recover::settle(&context.root, &context.bundle, &context.identity, &recorded)?;
-                self.live = Live::off(
-                    recorded.failed.map_or(Power::Stopped, Power::Failed),
-                    Some(recorded.since),
-                );
+                self.live = Live::of_files(&context.bundle, Some(recorded));
+            }
+            // What was saved counts, and its CPUs have not run since: the hypervisor was about to be ended, or had just been launched.
+            found @ (Found::Orphan | Found::Running(_)) if context.bundle.is_suspended() => {
+                if let Found::Running(Run {
+                    record: Some(record),
+                    ..
+                }) = &found
+                {
+                    context.driver.kill_record(record).await?;
+                }
+                recover::end_orphan(&context.bundle).await?;
+                self.live = Live::off(Power::Suspended, Some(timestamp()));
+                self.record_end()?;
             }
             Found::Orphan => {
                 recover::end_orphan(&context.bundle).await?;
@@ -62,10 +72,7 @@ impl Actor {
                     &self.context.identity,
                     &recorded,
                 )?;
-                self.live = Live::off(
-                    recorded.failed.map_or(Power::Stopped, Power::Failed),
-                    Some(recorded.since),
-                );
+                self.live = Live::of_files(&self.context.bundle, Some(recorded));
                 Ok(())
             }
             // It lives but can't be talked to: that is what is told, and `kill` still works by its record.
@@ -104,9 +111,12 @@ impl Actor {
     }
 
     pub(super) fn launch(&mut self) {
-        self.power(PowerEvent::Launch);
         self.facts = Facts::default();
         self.announced = false;
+        if self.live.power == Power::Suspended {
+            return self.bring_back();
+        }
+        self.power(PowerEvent::Launch);
         match self.prepare() {
             Err(error) => self.launched(Err(error)),
             Ok(spec) => {
@@ -129,9 +139,14 @@ impl Actor {
 
     /// Reads the spec anew and makes the run's directory and sockets.
     pub(super) fn prepare(&mut self) -> Result<VmSpec> {
+        self.asked = self.context.bundle.spec()?;
+        let text = self.context.bundle.spec_text()?;
+        self.prepare_as(&text, self.asked.clone())
+    }
+
+    /// Makes the run's directory and sockets for a run by this spec.
+    pub(super) fn prepare_as(&mut self, text: &str, spec: VmSpec) -> Result<VmSpec> {
         let context = &self.context;
-        let text = context.bundle.spec_text()?;
-        let spec = context.bundle.spec()?;
         let ssh_port = choose_ssh_port(&context.identity)?;
         check_forwards(&spec)?;
         context.root.make_socket_directory(&context.identity.id)?;
@@ -141,9 +156,8 @@ impl Actor {
             record: None,
             ssh_port,
         };
-        context.bundle.begin_run(&text, &run)?;
+        context.bundle.begin_run(text, &run)?;
         self.live.ssh_port = ssh_port;
-        self.asked = spec.clone();
         self.applied = Some(spec.clone());
         Ok(spec)
     }
@@ -163,12 +177,7 @@ impl Actor {
                 return self.finish(PowerEvent::Broke(reason));
             }
         };
-        let run = Run {
-            boot_id: self.context.root.boot_id().to_owned(),
-            started: timestamp(),
-            record: Some(running.record.clone()),
-            ssh_port: self.live.ssh_port,
-        };
+        let run = self.run_of(&running);
         if let Err(error) = self.context.bundle.write_run(&run) {
             // It runs all the same; only an adoption would fail, and then says why.
             self.say(&format!(
@@ -184,6 +193,16 @@ impl Actor {
         };
         for starter in self.starters.drain(..) {
             let _ = starter.send(Ok(accepted.clone()));
+        }
+    }
+
+    /// Returns what is recorded of a run.
+    pub(super) fn run_of(&self, running: &Running) -> Run {
+        Run {
+            boot_id: self.context.root.boot_id().to_owned(),
+            started: timestamp(),
+            record: Some(running.record.clone()),
+            ssh_port: self.live.ssh_port,
         }
     }
 

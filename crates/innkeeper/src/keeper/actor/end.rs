@@ -144,6 +144,9 @@ impl Actor {
             });
             return;
         }
+        if let Some(saving) = self.saving.take() {
+            saving.task.abort();
+        }
         let Some(machine) = self.machine.clone() else {
             return;
         };
@@ -290,6 +293,7 @@ impl Actor {
     pub(super) fn finish(&mut self, event: PowerEvent) {
         self.machine = None;
         self.machine_events = None;
+        self.stop_pausing();
         self.quit_at = None;
         self.announced = false;
         self.watcher = None;
@@ -301,6 +305,12 @@ impl Actor {
         self.run += 1;
         self.started = None;
         let before = self.state();
+        // Whatever ended it: as long as what was saved counts, the VM is suspended.
+        let event = if self.context.bundle.is_suspended() {
+            PowerEvent::Saved
+        } else {
+            event
+        };
         let power = self.live.power.next(event).unwrap_or(Power::Stopped);
         self.live = Live::off(power, Some(timestamp()));
         self.facts = Facts::default();
@@ -319,6 +329,7 @@ impl Actor {
             ));
         }
         self.note_state(before);
+        self.tell_suspended();
         let ending = self.ending.take();
         if again {
             self.answer_when_started(ending);

@@ -6,12 +6,14 @@
 //! ```text
 //!  Start ─► launch beside ─► Launched ─► Running ──────────────┐
 //!  Stop ──► ask beside ────► Asked(by) ─► deadline ─► kill, or give up
+//!  Suspend ► save beside ──► Saved ─► rename into place ─► kill ─► Exited ─► finish as suspended
 //!  hypervisor: GuestShutdown ─► quit beside ─► Exited ─► finish: record, let go of the lock, answer, end
 //! ```
 
 mod begin;
 mod end;
 mod news;
+mod pausing;
 mod telling;
 
 use std::sync::Arc;
@@ -62,6 +64,12 @@ pub(crate) enum Command {
     Stop(StopRequest, oneshot::Sender<Result<StopOutcome>>),
     /// End the hypervisor.
     Kill(oneshot::Sender<Result<StopOutcome>>),
+    /// Stop the CPUs.
+    Pause(oneshot::Sender<Result<Accepted>>),
+    /// Continue the CPUs, or bring back what was saved.
+    Resume(oneshot::Sender<Result<Accepted>>),
+    /// Save memory and devices, and end the hypervisor.
+    Suspend(oneshot::Sender<Result<Accepted>>),
     /// Stop and launch again.
     Restart(RestartRequest, oneshot::Sender<Result<StopOutcome>>),
     /// Count.
@@ -98,6 +106,10 @@ enum News {
     /// Of the agent of a run: what is left of an earlier run must not be taken for news of this one.
     Agent(u64, AgentNews),
     Ready(u64, super::readiness::Sign),
+    /// The hypervisor would not stop the CPUs, or not continue them.
+    Unmoved(pausing::Wish, Error),
+    /// Memory and devices are written, or could not be.
+    Saved(Result<()>),
     Failed(&'static str, Error),
 }
 
@@ -112,6 +124,12 @@ pub(crate) struct Actor {
     machine_events: Option<mpsc::UnboundedReceiver<MachineEvent>>,
     launching: Option<JoinHandle<()>>,
     starters: Vec<oneshot::Sender<Result<Accepted>>>,
+    /// Who waits until the CPUs stand still, until they run, until it is suspended.
+    pausers: Vec<oneshot::Sender<Result<Accepted>>>,
+    resumers: Vec<oneshot::Sender<Result<Accepted>>>,
+    saving: Option<pausing::Saving>,
+    /// The guest's clock stood still for a while and is to be set when its agent can be asked.
+    clock_is_late: bool,
     ending: Option<Ending>,
     quit_at: Option<Instant>,
     restart: bool,
@@ -130,14 +148,7 @@ impl Actor {
     pub(crate) fn new(context: Context, lock: FileLock) -> Result<Self> {
         let asked = context.bundle.spec()?;
         let recorded = context.bundle.recorded()?;
-        let power = match recorded
-            .as_ref()
-            .and_then(|recorded| recorded.failed.clone())
-        {
-            Some(reason) => Power::Failed(reason),
-            None => Power::Stopped,
-        };
-        let live = Live::off(power, recorded.map(|recorded| recorded.since));
+        let live = Live::of_files(&context.bundle, recorded);
         let told = describe(
             &context.bundle,
             &context.identity,
@@ -158,6 +169,10 @@ impl Actor {
             machine_events: None,
             launching: None,
             starters: Vec::new(),
+            pausers: Vec::new(),
+            resumers: Vec::new(),
+            saving: None,
+            clock_is_late: false,
             ending: None,
             quit_at: None,
             restart: false,
@@ -229,6 +244,9 @@ impl Actor {
             Command::Start(reply) => self.start(reply),
             Command::Stop(request, reply) => self.stop(&request, reply),
             Command::Kill(reply) => self.kill(reply),
+            Command::Pause(reply) => self.pause(reply),
+            Command::Resume(reply) => self.resume(reply),
+            Command::Suspend(reply) => self.suspend(reply),
             Command::Restart(request, reply) => self.restart(&request, reply),
             Command::Stats(reply) => self.stats(reply),
             Command::Spec(request, reply) => {

@@ -9,8 +9,8 @@ impl Actor {
                 self.power(PowerEvent::Launched);
                 self.power(PowerEvent::Resumed);
             }
-            MachineEvent::Paused => self.power(PowerEvent::Paused),
-            MachineEvent::Resumed => self.power(PowerEvent::Resumed),
+            MachineEvent::Paused => self.stands_still(),
+            MachineEvent::Resumed => self.goes_on(),
             MachineEvent::GuestReset => {
                 // A new boot of the guest: what its last agent said is of the past, and its silence means nothing.
                 self.live.agent = innkeeper_api::AgentInfo {
@@ -73,6 +73,8 @@ impl Actor {
             News::Agent(run, news) if run == self.run => self.agent_news(news),
             News::Ready(run, sign) if run == self.run => self.facts.note_sign(sign),
             News::Agent(..) | News::Ready(..) => {}
+            News::Unmoved(wish, error) => self.unmoved(wish, error),
+            News::Saved(result) => self.saved(result),
             News::Failed("launch", _) => self.finish(PowerEvent::Gone),
             News::Failed(what, error) => {
                 self.say(&format!("can't {what}: {}", error.chain().join(": ")))
@@ -96,6 +98,7 @@ impl Actor {
                 self.facts.agent = true;
                 self.note(EventKind::AgentHello { version });
                 self.ask_late_agent();
+                self.set_late_clock();
             }
             AgentNews::Addresses(addresses) => self.live.addresses = addresses,
             AgentNews::CloudInit(status) => self.facts.cloud_init = Some(status),
@@ -106,6 +109,8 @@ impl Actor {
                 self.live.agent.silent_seconds = None;
             }
             AgentNews::Heard => {}
+            // CPUs that stand still say nothing.
+            AgentNews::Silent(_) if self.live.power != Power::Running => {}
             AgentNews::Silent(for_) => {
                 if self.live.agent.state == AgentState::Ready {
                     self.note(EventKind::AgentSilent {

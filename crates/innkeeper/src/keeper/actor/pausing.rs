@@ -1,0 +1,469 @@
+//! How a run stands still: paused, saved to disk, and brought back.
+//!
+//! ```text
+//!  Suspend ─► pause ─► driver saves into saved.new/ ─► News::Saved ─► saved.new/ becomes saved/ ─► kill ─► Exited ─► suspended
+//!                              └─ could not ─► saved.new/ is removed ─► resume, if it ran before
+//!  Start ──► check ─► driver restores from saved/ (CPUs stand still) ─► record ─► saved/ leaves ─► resume ─► Launched
+//! ```
+//!
+//! The rename is the moment at which the VM is suspended: a keeper that dies before it leaves a paused machine that can be resumed, one
+//! that dies after it leaves a saved VM whose hypervisor the next keeper ends.
+
+use innkeeper_api::Unsupported;
+
+use super::*;
+use crate::driver::{MachineConfig, Pause, Suspend};
+use crate::store::{Saved, SavedDisk};
+
+/// How long a machine that was brought back may take until its CPUs run.
+const GO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the CPUs were asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    Pause,
+    Resume,
+}
+
+/// A machine that is being written to disk.
+pub(super) struct Saving {
+    pub task: JoinHandle<()>,
+    /// Whether it ran before, and is to run again if it can't be saved.
+    ran: bool,
+    waiter: oneshot::Sender<Result<Accepted>>,
+}
+
+type Reply = oneshot::Sender<Result<Accepted>>;
+
+impl Actor {
+    /// Answers what needs nothing to be done, or returns the way to answer later.
+    fn admitted(&self, request: Request, reply: Reply) -> Option<Reply> {
+        match self.admit(request) {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(Admission::AlreadySo) => drop(reply.send(Ok(self.accepted(Admission::AlreadySo)))),
+            Ok(Admission::Enqueued) => return Some(reply),
+        }
+        None
+    }
+
+    fn accepted(&self, admission: Admission) -> Accepted {
+        Accepted {
+            admission,
+            state: self.state(),
+        }
+    }
+
+    fn unsupported(&self, what: &str) -> Error {
+        let (name, driver) = (self.context.bundle.name(), self.context.driver.name());
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("{name} can't be {what}: its driver, {driver}, does not do that here"),
+        )
+        .with_hint("see `inn drivers`")
+    }
+
+    pub(super) fn pause(&mut self, reply: Reply) {
+        let Some(reply) = self.admitted(Request::Pause, reply) else {
+            return;
+        };
+        let Some(machine) = self
+            .machine
+            .clone()
+            .filter(|machine| machine.pause().is_some())
+        else {
+            return drop(reply.send(Err(self.unsupported("paused"))));
+        };
+        self.pausers.push(reply);
+        self.power(PowerEvent::PauseAsked);
+        self.wish(machine, Wish::Pause);
+    }
+
+    pub(super) fn resume(&mut self, reply: Reply) {
+        let Some(reply) = self.admitted(Request::Resume, reply) else {
+            return;
+        };
+        if self.live.power == Power::Suspended {
+            self.starters.push(reply);
+            return self.launch();
+        }
+        if let Some(saving) = self.saving.take() {
+            saving.task.abort();
+            self.saving_failed(
+                Error::new(ErrorKind::Interrupted, "it was resumed while it was saved"),
+                saving.waiter,
+            );
+        }
+        self.resumers.push(reply);
+        self.let_go();
+    }
+
+    /// Continues CPUs that stand still.
+    fn let_go(&mut self) {
+        let Some(machine) = self.machine.clone() else {
+            return;
+        };
+        self.power(PowerEvent::ResumeAsked);
+        self.wish(machine, Wish::Resume);
+    }
+
+    fn wish(&self, machine: Arc<dyn Machine>, wish: Wish) {
+        let news = self.news.clone();
+        let error = self.unsupported("paused");
+        tokio::spawn(async move {
+            let done = match (machine.pause(), wish) {
+                (None, _) => Err(error),
+                (Some(pause), Wish::Pause) => pause.pause().await,
+                (Some(pause), Wish::Resume) => pause.resume().await,
+            };
+            // That it was done the machine's own events tell.
+            if let Err(error) = done {
+                let _ = news.send(News::Unmoved(wish, error));
+            }
+        });
+    }
+
+    pub(super) fn unmoved(&mut self, wish: Wish, error: Error) {
+        let (event, waiters) = match wish {
+            Wish::Pause => (PowerEvent::PauseGivenUp, std::mem::take(&mut self.pausers)),
+            Wish::Resume => (
+                PowerEvent::ResumeGivenUp,
+                std::mem::take(&mut self.resumers),
+            ),
+        };
+        self.say(&error.chain().join(": "));
+        for waiter in waiters {
+            let _ = waiter.send(Err(Error::from_problem(error.to_problem())));
+        }
+        self.power(event);
+    }
+
+    /// The CPUs stand still.
+    pub(super) fn stands_still(&mut self) {
+        self.power(PowerEvent::Paused);
+        for waiter in std::mem::take(&mut self.pausers) {
+            let _ = waiter.send(Ok(self.accepted(Admission::Enqueued)));
+        }
+    }
+
+    /// The CPUs run again.
+    pub(super) fn goes_on(&mut self) {
+        self.power(PowerEvent::Resumed);
+        self.clock_is_late = true;
+        self.set_late_clock();
+        for waiter in std::mem::take(&mut self.resumers) {
+            let _ = waiter.send(Ok(self.accepted(Admission::Enqueued)));
+        }
+    }
+
+    /// Tells the guest what time it is, after a while in which its clock stood still.
+    pub(super) fn set_late_clock(&mut self) {
+        let agent = self.agent.borrow().clone();
+        let (true, Some(agent)) = (self.clock_is_late && self.facts.agent, agent) else {
+            return;
+        };
+        self.clock_is_late = false;
+        let log = self.context.log.clone();
+        tokio::spawn(async move {
+            if let Err(error) = agent.set_time().await {
+                log.say(&format!("can't set the guest's clock: {error}"));
+            }
+        });
+    }
+
+    pub(super) fn suspend(&mut self, reply: Reply) {
+        let Some(reply) = self.admitted(Request::Suspend, reply) else {
+            return;
+        };
+        let machine = self
+            .machine
+            .clone()
+            .filter(|machine| machine.suspend().is_some() && machine.pause().is_some());
+        let Some(machine) = machine else {
+            return drop(reply.send(Err(self.unsupported("suspended"))));
+        };
+        let ran = self.live.power == Power::Running;
+        let known = Known {
+            driver: self.context.identity.driver.clone(),
+            ready: self.live.readiness == Readiness::Ready,
+            agent: self.live.agent.version.clone(),
+        };
+        let config = match self.config_of_run() {
+            Ok(config) => config,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        self.power(PowerEvent::SuspendAsked);
+        let (bundle, news) = (self.context.bundle.clone(), self.news.clone());
+        let task = tokio::spawn(async move {
+            let result = save(machine, bundle, config, ran, known).await;
+            let _ = news.send(News::Saved(result));
+        });
+        self.saving = Some(Saving {
+            task,
+            ran,
+            waiter: reply,
+        });
+    }
+
+    fn config_of_run(&self) -> Result<MachineConfig> {
+        let context = &self.context;
+        configure(
+            &context.bundle,
+            &context.identity,
+            self.applied.as_ref().unwrap_or(&self.asked),
+            context.root.socket_directory(&context.identity.id),
+            self.live.ssh_port,
+        )
+    }
+
+    pub(super) fn saved(&mut self, result: Result<()>) {
+        let Some(saving) = self.saving.take() else {
+            return;
+        };
+        let counted = result.and_then(|()| self.context.bundle.finish_saving());
+        match counted {
+            Ok(()) => {
+                // Whoever asked is answered when the hypervisor is gone.
+                self.saving = Some(saving);
+                let (machine, news) = (self.machine.clone(), self.news.clone());
+                tokio::spawn(async move {
+                    if let Some(machine) = machine
+                        && let Err(error) = machine.kill().await
+                    {
+                        let _ = news.send(News::Failed("end the saved hypervisor", error));
+                    }
+                });
+            }
+            Err(error) => {
+                let ran = saving.ran;
+                self.saving_failed(error, saving.waiter);
+                if ran {
+                    self.let_go();
+                }
+            }
+        }
+    }
+
+    fn saving_failed(&mut self, error: Error, waiter: Reply) {
+        if let Err(error) = self.context.bundle.give_up_saving() {
+            self.say(&error.chain().join(": "));
+        }
+        self.power(PowerEvent::SuspendGivenUp);
+        let name = self.context.bundle.name();
+        let _ = waiter.send(Err(error.while_doing(format!("can't suspend {name}"))));
+    }
+
+    /// The run has ended: nobody pauses, resumes or saves any more.
+    pub(super) fn stop_pausing(&mut self) {
+        let waiters = self.pausers.drain(..).chain(self.resumers.drain(..));
+        for waiter in waiters.collect::<Vec<_>>() {
+            let _ = waiter.send(Err(Error::new(ErrorKind::Conflict, "it ended meanwhile")));
+        }
+        self.clock_is_late = false;
+    }
+
+    /// Answers whoever asked for a suspend, now that it is done, or that the hypervisor ended before it was.
+    pub(super) fn tell_suspended(&mut self) {
+        let Some(saving) = self.saving.take() else {
+            return;
+        };
+        saving.task.abort();
+        if self.live.power == Power::Suspended {
+            let _ = saving.waiter.send(Ok(self.accepted(Admission::Enqueued)));
+            return;
+        }
+        let error = Error::new(
+            ErrorKind::Failure,
+            "the hypervisor ended while it was saved",
+        );
+        let _ = saving.waiter.send(Err(error));
+        if let Err(error) = self.context.bundle.give_up_saving() {
+            self.say(&error.chain().join(": "));
+        }
+    }
+
+    /// Launches a hypervisor from what was saved.
+    pub(super) fn bring_back(&mut self) {
+        self.power(PowerEvent::Launch);
+        match self.prepare_return() {
+            Err(error) => self.launched(Err(error)),
+            Ok((saved, config)) => {
+                self.facts.serial = saved.ready;
+                self.facts.ssh = saved.ready;
+                self.clock_is_late = true;
+                let (driver, news) = (self.context.driver.clone(), self.news.clone());
+                let (bundle, identity) =
+                    (self.context.bundle.clone(), self.context.identity.clone());
+                let run = Run {
+                    boot_id: self.context.root.boot_id().to_owned(),
+                    started: timestamp(),
+                    record: None,
+                    ssh_port: self.live.ssh_port,
+                };
+                self.launching = Some(tokio::spawn(async move {
+                    let result = bring_back(driver, &bundle, &config, &saved, run).await;
+                    let _ = news.send(News::Launched(Box::new(
+                        result.map(|running| (running, identity)),
+                    )));
+                }));
+            }
+        }
+    }
+
+    /// Checks that what was saved can go on here, and makes the run's directory. Nothing of what was saved is touched.
+    fn prepare_return(&mut self) -> Result<(Saved, MachineConfig)> {
+        let bundle = &self.context.bundle;
+        let gone = || Error::new(ErrorKind::NotFound, "what was saved is not there any more");
+        let saved = bundle.saved()?.ok_or_else(gone)?;
+        let (text, spec) = (bundle.saved_spec_text()?, bundle.saved_spec()?);
+        if saved.driver != self.context.identity.driver {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "it was saved by the driver {} and can't go on with {}",
+                    saved.driver, self.context.identity.driver
+                ),
+            ));
+        }
+        let spec = self.prepare_as(&text, spec)?;
+        self.applied = Some(spec);
+        let config = self.config_of_run()?;
+        let mut changed = Vec::new();
+        for disk in config.disks.iter().filter(|disk| !disk.read_only) {
+            let before = saved.disks.iter().find(|saved| saved.name == disk.name);
+            if before != Some(&SavedDisk::of(disk)?) {
+                changed.push(disk.name.clone());
+            }
+        }
+        if !changed.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "it can't go on: written to since it was suspended: {}",
+                    changed.join(", ")
+                ),
+            )
+            .with_hint("put the disk back as it was, or give up what was saved with `inn start --discard-saved`"));
+        }
+        Ok((saved, config))
+    }
+}
+
+/// What is known of a run that is being saved.
+struct Known {
+    driver: String,
+    ready: bool,
+    agent: Option<String>,
+}
+
+async fn save(
+    machine: Arc<dyn Machine>,
+    bundle: Bundle,
+    config: MachineConfig,
+    ran: bool,
+    known: Known,
+) -> Result<()> {
+    let cannot = || Error::new(ErrorKind::Unsupported, "its driver does not do that");
+    let suspend: &dyn Suspend = machine.suspend().ok_or_else(cannot)?;
+    let pause: &dyn Pause = machine.pause().ok_or_else(cannot)?;
+    if let Some(obstacle) = suspend.obstacle().await? {
+        return Err(refusal(&[obstacle]));
+    }
+    if ran {
+        pause.pause().await?;
+    }
+    let directory = bundle.begin_saving()?;
+    let saved = suspend.save(&directory).await?;
+    let disks: Result<Vec<SavedDisk>> = config
+        .disks
+        .iter()
+        .filter(|disk| !disk.read_only)
+        .map(SavedDisk::of)
+        .collect();
+    bundle.describe_saving(&Saved {
+        version: 1,
+        since: timestamp(),
+        driver: known.driver,
+        machine: saved,
+        disks: disks?,
+        ready: known.ready,
+        agent: known.agent,
+    })
+}
+
+async fn bring_back(
+    driver: Arc<dyn Driver>,
+    bundle: &Bundle,
+    config: &MachineConfig,
+    saved: &Saved,
+    run: Run,
+) -> Result<Running> {
+    let cannot = || {
+        Error::new(
+            ErrorKind::Unsupported,
+            "its driver can't bring back what was saved, here and now",
+        )
+    };
+    let restore = driver.restore().ok_or_else(cannot)?;
+    let reasons = restore.check_saved(config, &saved.machine, &driver.probe().await);
+    if !reasons.is_empty() {
+        return Err(refusal(&reasons));
+    }
+    let mut running = restore.restore(config, &saved.machine).await?;
+    let gone = async {
+        // From here on the next keeper finds it.
+        bundle.write_run(&Run {
+            record: Some(running.record.clone()),
+            ..run
+        })?;
+        bundle.use_saved()?;
+        let pause = running.machine.pause().ok_or_else(cannot)?;
+        pause.resume().await?;
+        until_it_goes(&mut running.events).await
+    };
+    if let Err(error) = gone.await {
+        running.machine.kill().await?;
+        if !bundle.is_suspended() {
+            bundle.give_back_saved()?;
+        }
+        return Err(error);
+    }
+    bundle.forget_used()?;
+    Ok(running)
+}
+
+async fn until_it_goes(events: &mut mpsc::UnboundedReceiver<MachineEvent>) -> Result<()> {
+    let goes = async {
+        loop {
+            match events.recv().await {
+                Some(MachineEvent::Resumed) => return Ok(()),
+                Some(MachineEvent::Exited(report)) => {
+                    return Err(Error::new(
+                        ErrorKind::Failure,
+                        format!("the hypervisor ended: {}", report.log_tail),
+                    ));
+                }
+                Some(_) => {}
+                None => return Err(Error::new(ErrorKind::Failure, "the hypervisor ended")),
+            }
+        }
+    };
+    tokio::time::timeout(GO_TIMEOUT, goes)
+        .await
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::TimedOut, "its CPUs do not go on")))
+}
+
+/// Makes one error of every reason.
+fn refusal(reasons: &[Unsupported]) -> Error {
+    let told: Vec<String> = reasons
+        .iter()
+        .map(|reason| match reason.field.as_str() {
+            "" => reason.reason.clone(),
+            field => format!("{field}: {}", reason.reason),
+        })
+        .collect();
+    let error = Error::new(ErrorKind::Unsupported, told.join("; "));
+    match reasons.iter().find_map(|reason| reason.hint.as_ref()) {
+        Some(hint) => error.with_hint(hint),
+        None => error,
+    }
+}
