@@ -28,6 +28,7 @@ use super::plan::{Descriptor, DescriptorRole, Plan};
 use super::process::ProcessIdentity;
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::record::{Record, log_tail};
+use super::restore::Incoming;
 use crate::driver::{BootConfig, MachineConfig};
 use crate::error::{Error, Result};
 use crate::spec::Protocol;
@@ -69,8 +70,13 @@ impl Drop for Undo {
     }
 }
 
-/// Starts what the plan says.
-pub(super) async fn launch(plan: &Plan, config: &MachineConfig, boot_id: &str) -> Result<Launched> {
+/// Starts what the plan says; with a saved state, lets QEMU read that before it is asked anything.
+pub(super) async fn launch(
+    plan: &Plan,
+    config: &MachineConfig,
+    boot_id: &str,
+    incoming: Option<&Incoming>,
+) -> Result<Launched> {
     require_files(config)?;
     let lock = take_lock(&config.paths.vmm_lock, &config.name)?;
     require_free_ports(config)?;
@@ -115,7 +121,7 @@ pub(super) async fn launch(plan: &Plan, config: &MachineConfig, boot_id: &str) -
     };
 
     let answer = tokio::select! {
-        answer = first_answer(&plan.monitor) => answer,
+        answer = begin(&plan.monitor, incoming) => answer,
         status = child.wait() => return Err(ended_early(config, log_start, status.ok())),
     };
     let (qmp, events, status) = match answer {
@@ -156,6 +162,7 @@ pub(super) async fn launch(plan: &Plan, config: &MachineConfig, boot_id: &str) -
         agent: plan.agent.clone(),
         sockets: std::mem::take(&mut undo.sockets),
         log: config.paths.vmm_log.clone(),
+        shape: plan.shape.clone(),
     };
     let mut children = std::mem::take(&mut undo.children);
     let Some(child) = children.pop() else {
@@ -170,6 +177,19 @@ pub(super) async fn launch(plan: &Plan, config: &MachineConfig, boot_id: &str) -
         record,
         log_start,
     })
+}
+
+async fn begin(
+    monitor: &Path,
+    incoming: Option<&Incoming>,
+) -> Result<(Qmp, mpsc::UnboundedReceiver<QmpEvent>, String), QmpError> {
+    let Some(incoming) = incoming else {
+        return first_answer(monitor).await;
+    };
+    let (qmp, mut events) = Qmp::connect(monitor, ANSWER_DEADLINE).await?;
+    incoming.read(&qmp, &mut events).await?;
+    let status = query_status(&qmp).await?;
+    Ok((qmp, events, status))
 }
 
 /// Connects to a monitor and asks for the machine's status.

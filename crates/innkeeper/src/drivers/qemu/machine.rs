@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use innkeeper_api::ErrorKind;
 use serde_json::{Value, json};
 use tokio::process::Child;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 use super::channel::AgentChannels;
 use super::launch::{Launched, first_answer, qmp_error, query_status};
@@ -27,11 +27,12 @@ use super::record::{Record, log_tail};
 use super::tracker::{Outcome, Tracker};
 use crate::driver::{
     BlockStatistics, BlockTotals, Channel, ExitReport, Machine, MachineEvent, Pause, Running,
+    Suspend,
 };
 use crate::error::{Error, Result};
 
 /// How long a command may take.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long an orderly end may take: the disks' caches are written.
 const QUIT_DEADLINE: Duration = Duration::from_secs(60);
@@ -45,25 +46,32 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 /// How long the end of the control connection may precede the end of the process before it counts as lost.
 const END_GRACE: Duration = Duration::from_millis(250);
 
+/// Events that whoever waits for one may be behind before it has to ask instead.
+const SIGNALS: usize = 64;
+
 /// What the machine and its supervisor share.
-struct Shared {
-    record: Record,
+pub(super) struct Shared {
+    pub(super) record: Record,
     process: Process,
     qmp: Mutex<Arc<Qmp>>,
     agent: AgentChannels,
     expected: AtomicBool,
     log_start: u64,
+    /// What QEMU tells, for those who asked it for something that takes time.
+    pub(super) signals: broadcast::Sender<QmpEvent>,
+    /// Whether the state was asked for and the CPUs did not go on since.
+    pub(super) saving: AtomicBool,
 }
 
 impl Shared {
-    fn qmp(&self) -> Arc<Qmp> {
+    pub(super) fn qmp(&self) -> Arc<Qmp> {
         self.qmp
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    async fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
+    pub(super) async fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
         self.qmp()
             .execute(command, arguments, COMMAND_DEADLINE)
             .await
@@ -73,11 +81,11 @@ impl Shared {
 
 /// A running QEMU.
 pub(super) struct QemuMachine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
-/// Begins to supervise a QEMU that was just launched.
-pub(super) fn supervise_launched(launched: Launched) -> Result<Running> {
+/// Begins to supervise a QEMU that was just launched; a booted one runs first, a restored one stands still.
+pub(super) fn supervise_launched(launched: Launched, boots: bool) -> Result<Running> {
     let Launched {
         child,
         sidecars,
@@ -107,7 +115,7 @@ pub(super) fn supervise_launched(launched: Launched) -> Result<Running> {
             });
         }
     };
-    let (tracker, first) = Tracker::start(&status, true);
+    let (tracker, first) = Tracker::start(&status, boots);
     supervise(
         record, process, children, qmp, events, tracker, first, log_start,
     )
@@ -237,6 +245,8 @@ fn supervise(
         agent: AgentChannels::default(),
         expected: AtomicBool::new(false),
         log_start,
+        signals: broadcast::channel(SIGNALS).0,
+        saving: AtomicBool::new(false),
     });
     let supervisor = Supervisor {
         shared: shared.clone(),
@@ -311,6 +321,8 @@ impl Supervisor {
     }
 
     async fn take(&mut self, event: &QmpEvent) {
+        // Nobody may be waiting.
+        let _ = self.shared.signals.send(event.clone());
         let told = match self.tracker.observe(event) {
             Outcome::Nothing => None,
             Outcome::Tell(event) => Some(event),
@@ -456,6 +468,10 @@ impl Machine for QemuMachine {
     fn pause(&self) -> Option<&dyn Pause> {
         Some(self)
     }
+
+    fn suspend(&self) -> Option<&dyn Suspend> {
+        Some(self)
+    }
 }
 
 #[async_trait]
@@ -473,6 +489,7 @@ impl Pause for QemuMachine {
     }
 
     async fn resume(&self) -> Result<()> {
+        self.shared.settle().await?;
         self.shared.execute("cont", json!({})).await.map(drop)
     }
 }

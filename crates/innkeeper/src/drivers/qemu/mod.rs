@@ -27,6 +27,9 @@ mod probe;
 mod process;
 mod qmp;
 mod record;
+mod restore;
+mod shape;
+mod suspend;
 mod tracker;
 mod trial;
 
@@ -39,7 +42,7 @@ use serde_json::Value;
 
 use self::board::Board;
 use self::record::Record;
-use crate::driver::{Driver, MachineConfig, Running};
+use crate::driver::{Driver, MachineConfig, Restore, Running};
 use crate::error::{Error, Result};
 use crate::spec::Arch;
 
@@ -194,24 +197,10 @@ impl Driver for QemuDriver {
 
     async fn launch(&self, config: &MachineConfig) -> Result<Running> {
         let host = self.host().await;
-        let reasons = check::check(config, &host);
-        if let Some(first) = reasons.first() {
-            let error = Error::new(
-                ErrorKind::Unsupported,
-                reasons
-                    .iter()
-                    .map(|reason| reason.reason.as_str())
-                    .collect::<Vec<_>>()
-                    .join("; "),
-            );
-            return Err(match &first.hint {
-                Some(hint) => error.with_hint(hint),
-                None => error,
-            });
-        }
+        self.require_supported(config, &host)?;
         let plan = plan::plan(config, &host)?;
-        let launched = launch::launch(&plan, config, &self.options.boot_id).await?;
-        machine::supervise_launched(launched)
+        let launched = launch::launch(&plan, config, &self.options.boot_id, None).await?;
+        machine::supervise_launched(launched, true)
     }
 
     async fn adopt(&self, _config: &MachineConfig, record: &Value) -> Result<Running> {
@@ -228,9 +217,33 @@ impl Driver for QemuDriver {
         }
         machine::kill_record(&record).await
     }
+
+    fn restore(&self) -> Option<&dyn Restore> {
+        Some(self)
+    }
 }
 
 impl QemuDriver {
+    /// Refuses, with every reason, what can't be run here.
+    fn require_supported(&self, config: &MachineConfig, host: &QemuHost) -> Result<()> {
+        let reasons = check::check(config, host);
+        if let Some(first) = reasons.first() {
+            let error = Error::new(
+                ErrorKind::Unsupported,
+                reasons
+                    .iter()
+                    .map(|reason| reason.reason.as_str())
+                    .collect::<Vec<_>>()
+                    .join("; "),
+            );
+            return Err(match &first.hint {
+                Some(hint) => error.with_hint(hint),
+                None => error,
+            });
+        }
+        Ok(())
+    }
+
     fn require_this_boot(&self, record: &Record) -> Result<()> {
         if record.boot_id == self.options.boot_id {
             return Ok(());

@@ -15,6 +15,7 @@ use serde_json::json;
 use super::arguments::{Options, escape, path_text};
 use super::board::Board;
 use super::host::{Emulator, QemuHost, VirtiofsdDialect};
+use super::shape::Shape;
 use crate::driver::{BootConfig, DiskConfig, MachineConfig, NicConfig};
 use crate::error::{Error, Result};
 use crate::spec::{DiskFormat, Protocol};
@@ -47,6 +48,8 @@ pub(super) struct Plan {
     pub(super) monitor: PathBuf,
     /// Agent's socket.
     pub(super) agent: PathBuf,
+    /// What the machine is made of.
+    pub(super) shape: Shape,
 }
 
 /// A descriptor that a process inherits.
@@ -157,6 +160,7 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost) -> Result<Plan> {
     let lock = config.paths.vmm_lock.clone();
     builder.descriptor(DescriptorRole::Lock(lock));
 
+    let shape = shape(config, board, &accelerator, &builder.arguments);
     Ok(Plan {
         program: emulator.program.clone(),
         arguments: builder.arguments,
@@ -167,7 +171,33 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost) -> Result<Plan> {
         power_button: board.has_power_button(),
         monitor,
         agent,
+        shape,
     })
+}
+
+/// Says what the machine is made of.
+fn shape(config: &MachineConfig, board: Board, accelerator: &str, arguments: &[String]) -> Shape {
+    let devices = arguments
+        .windows(2)
+        .filter(|pair| pair[0] == "-device")
+        .map(|pair| pair[1].clone());
+    let disks = config.disks.iter().map(|disk| &disk.name);
+    let drives = config.drives.iter().map(|drive| &drive.name);
+    Shape {
+        arch: config.arch.to_string(),
+        machine: config.machine.clone(),
+        accelerator: accelerator.to_owned(),
+        cpu_model: config
+            .cpu_model
+            .as_deref()
+            .unwrap_or(board.cpu_model(accelerator))
+            .to_owned(),
+        cpus: (config.cpus, config.max_cpus),
+        memory: (config.memory.get(), config.max_memory.get()),
+        disks: disks.chain(drives).cloned().collect(),
+        nics: config.nics.iter().map(|nic| nic.mac.to_string()).collect(),
+        devices: devices.collect(),
+    }
 }
 
 fn basics(

@@ -466,6 +466,7 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
             | Capability::PowerButton
             | Capability::Adoption
             | Capability::Pause
+            | Capability::Suspend
             | Capability::BlockStatistics
             | Capability::Entropy => None,
             _ => Some("the QEMU driver does not do it yet".to_owned()),

@@ -10,15 +10,22 @@
 //! `class`, never by their text (QEMU documentation, "QEMU Machine Protocol Specification"). It does not know what commands mean.
 
 use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use innkeeper_api::ErrorKind;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, Interest,
+};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot};
 
 /// Longest line that is read; `query-qmp-schema`, the longest reply, is about 200 KiB.
@@ -91,9 +98,61 @@ struct Pending {
     waiting: HashMap<u64, oneshot::Sender<Reply>>,
 }
 
+/// Where commands are written: a descriptor can go along over a unix socket alone.
+enum Writer {
+    Socket(OwnedWriteHalf),
+    Other(Box<dyn AsyncWrite + Send + Unpin>),
+}
+
+impl Writer {
+    async fn write(&mut self, line: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        match (self, descriptor) {
+            (Writer::Socket(half), None) => half.write_all(line).await,
+            (Writer::Socket(half), Some(descriptor)) => {
+                let stream: &UnixStream = half.as_ref();
+                let sent = stream
+                    .async_io(Interest::WRITABLE, || {
+                        send_descriptor(stream, line, descriptor)
+                    })
+                    .await?;
+                half.write_all(&line[sent..]).await
+            }
+            (Writer::Other(writer), None) => {
+                writer.write_all(line).await?;
+                writer.flush().await
+            }
+            (Writer::Other(_), Some(_)) => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "descriptors are passed over unix sockets alone",
+            )),
+        }
+    }
+}
+
+/// Writes bytes with which a descriptor goes along (unix(7), `SCM_RIGHTS`); returns how many were taken.
+fn send_descriptor(
+    stream: &UnixStream,
+    bytes: &[u8],
+    descriptor: BorrowedFd<'_>,
+) -> io::Result<usize> {
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    let sent = sendmsg(
+        stream,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::empty(),
+    )?;
+    Ok(sent)
+}
+
 /// A connection to QEMU's monitor. Closes when dropped.
 pub(super) struct Qmp {
-    writer: tokio::sync::Mutex<Box<dyn AsyncWrite + Send + Unpin>>,
+    writer: tokio::sync::Mutex<Writer>,
     pending: Arc<Mutex<Pending>>,
     next_id: AtomicU64,
     reader: tokio::task::JoinHandle<()>,
@@ -116,13 +175,21 @@ impl Qmp {
         deadline: Duration,
     ) -> Result<(Self, mpsc::UnboundedReceiver<QmpEvent>), QmpError> {
         let (reader, writer) = UnixStream::connect(path).await?.into_split();
-        Qmp::over(reader, writer, deadline).await
+        Qmp::begin(reader, Writer::Socket(writer), deadline).await
     }
 
-    /// Does the same over two ends that are already open.
+    /// Does the same over two ends that are already open; descriptors can't be passed over them.
     pub(super) async fn over(
         reader: impl AsyncRead + Send + Unpin + 'static,
         writer: impl AsyncWrite + Send + Unpin + 'static,
+        deadline: Duration,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<QmpEvent>), QmpError> {
+        Qmp::begin(reader, Writer::Other(Box::new(writer)), deadline).await
+    }
+
+    async fn begin(
+        reader: impl AsyncRead + Send + Unpin + 'static,
+        writer: Writer,
         deadline: Duration,
     ) -> Result<(Self, mpsc::UnboundedReceiver<QmpEvent>), QmpError> {
         let mut reader = BufReader::new(reader);
@@ -142,7 +209,7 @@ impl Qmp {
         let (events, receiver) = mpsc::unbounded_channel();
         let reader = tokio::spawn(read_all(reader, pending.clone(), events));
         let qmp = Qmp {
-            writer: tokio::sync::Mutex::new(Box::new(writer)),
+            writer: tokio::sync::Mutex::new(writer),
             pending,
             next_id: AtomicU64::new(1),
             reader,
@@ -176,6 +243,30 @@ impl Qmp {
         arguments: Value,
         deadline: Duration,
     ) -> Result<Value, QmpError> {
+        self.exchange(command, arguments, None, deadline).await
+    }
+
+    /// Executes a command with which a descriptor goes along: `getfd` or `add-fd`. QEMU gets its own copy.
+    ///
+    /// QEMU forgets a descriptor that it has no use for when this connection ends.
+    pub(super) async fn pass(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: BorrowedFd<'_>,
+        deadline: Duration,
+    ) -> Result<Value, QmpError> {
+        self.exchange(command, arguments, Some(descriptor), deadline)
+            .await
+    }
+
+    async fn exchange(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<BorrowedFd<'_>>,
+        deadline: Duration,
+    ) -> Result<Value, QmpError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         {
@@ -196,8 +287,7 @@ impl Qmp {
                 // Once begun a line must be written whole, or the next command would continue it: a timeout here closes nothing, but
                 // lines are short and a socket that takes none of them is lost anyway.
                 let mut writer = self.writer.lock().await;
-                writer.write_all(line.as_bytes()).await?;
-                writer.flush().await?;
+                writer.write(line.as_bytes(), descriptor).await?;
             }
             receiver.await.map_err(|_| QmpError::Closed)
         };
@@ -218,7 +308,7 @@ impl Qmp {
 }
 
 /// Events that change what is known of the machine.
-const STATE_EVENTS: [&str; 8] = [
+const STATE_EVENTS: [&str; 11] = [
     "STOP",
     "RESUME",
     "RESET",
@@ -227,6 +317,9 @@ const STATE_EVENTS: [&str; 8] = [
     "GUEST_CRASHLOADED",
     "BLOCK_IO_ERROR",
     "WATCHDOG",
+    "MIGRATION",
+    "DEVICE_DELETED",
+    "DEVICE_UNPLUG_GUEST_ERROR",
 ];
 
 async fn read_all(

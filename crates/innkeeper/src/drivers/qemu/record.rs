@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::process::ProcessIdentity;
+use super::shape::Shape;
 use crate::error::{Error, Result};
 
 /// Most that is told of a log, in bytes.
@@ -38,6 +39,9 @@ pub(super) struct Record {
     pub(super) sockets: Vec<PathBuf>,
     /// Where it writes its messages.
     pub(super) log: PathBuf,
+    /// What the machine is made of.
+    #[serde(default)]
+    pub(super) shape: Shape,
 }
 
 impl Record {
