@@ -105,6 +105,8 @@ enum HostCommand {
     Image(image::Image),
     #[command(subcommand)]
     Disk(disk::Disk),
+    #[command(subcommand)]
+    Net(net::Net),
     Doctor(doctor::Args),
     Keeper(keeper::Args),
 }
@@ -180,6 +182,7 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
         HostCommand::Drivers(args) => args.run(host, output).await,
         HostCommand::Image(image) => image.run(host, output).await,
         HostCommand::Disk(disk) => disk.run(host, output).await,
+        HostCommand::Net(net) => net.run(host, output).await,
         HostCommand::Doctor(args) => args.run(host, output).await,
         HostCommand::Keeper(args) => args.run(host, output).await,
     }

@@ -13,8 +13,9 @@ pub use driver::{Capability, CapabilityReport, DriverReport, HostReport, Need, U
 pub use event::{Event, EventKind};
 pub use problem::{ErrorKind, Problem};
 pub use requests::{
-    Accepted, Admission, KillRequest, PauseRequest, RestartRequest, ResumeRequest, StartRequest,
-    StopOutcome, StopRequest, StoppedBy, SuspendRequest,
+    Accepted, Admission, ApplyOutcome, ApplyRequest, KillRequest, Later, PauseRequest,
+    RestartRequest, ResumeRequest, StartRequest, StopOutcome, StopRequest, StoppedBy,
+    SuspendRequest,
 };
 pub use vm::{
     AgentInfo, AgentState, DiskInfo, ForwardInfo, NicInfo, ShareInfo, SshInfo, VmInfo, VmState,

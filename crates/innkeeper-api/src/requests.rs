@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::VmState;
+use crate::{Problem, VmState};
 
 /// Asks a keeper to start its VM.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +29,34 @@ pub struct ResumeRequest {}
 /// Asks a keeper to write its VM's memory and devices to disk and to end the hypervisor.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct SuspendRequest {}
+
+/// Asks a keeper to give its running VM what its spec asks for by now.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ApplyRequest {
+    /// How long the guest may take to let go of devices, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// What a running VM was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ApplyOutcome {
+    /// Fields that hold now.
+    pub applied: Vec<String>,
+    /// Fields that hold from the next start.
+    pub later: Vec<Later>,
+}
+
+/// A field that a running VM could not be given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Later {
+    /// Path of the field.
+    pub field: String,
+    /// Why not now.
+    pub reason: String,
+    /// What went wrong, if it was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+}
 
 /// Asks a keeper to end the hypervisor at once.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]

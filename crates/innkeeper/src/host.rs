@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use innkeeper_api::{
-    Admission, ErrorKind, Event, HostReport, Need, RestartRequest, StopOutcome, StopRequest,
+    Admission, ErrorKind, Event, HostReport, Later, Need, RestartRequest, StopOutcome, StopRequest,
     VmInfo, VmStats,
 };
 use innkeeper_image::{Store, disk};
@@ -413,7 +413,9 @@ impl Host {
             })
             .collect();
         let new = spec::edit(&text, &edits)?;
-        self.engine.replace_spec(name, &text, &new, dry_run).await
+        self.engine
+            .replace_spec(name, &text, &new, dry_run, LET_GO)
+            .await
     }
 
     /// Returns the text of a VM's spec.
@@ -423,7 +425,9 @@ impl Host {
 
     /// Replaces the text of a VM's spec, which must still be `expected`.
     pub async fn replace_spec(&self, name: &str, expected: &str, text: &str) -> Result<SpecChange> {
-        self.engine.replace_spec(name, expected, text, false).await
+        self.engine
+            .replace_spec(name, expected, text, false, LET_GO)
+            .await
     }
 
     /// Counts what a running VM uses. A VM that does not run has no figures.
@@ -675,6 +679,9 @@ impl Host {
     }
 }
 
+/// How long a guest may take to let go of a device before the command that asked for it says so.
+const LET_GO: Duration = Duration::from_secs(30);
+
 fn concerns(event: &Event, vm: Option<&str>) -> bool {
     vm.is_none_or(|vm| event.vm.as_deref() == Some(vm))
 }
@@ -710,8 +717,12 @@ pub enum LogKind {
 pub struct SpecChange {
     /// Fields that changed.
     pub changed: Vec<String>,
-    /// Those of them that take effect at the next start.
+    /// Fields that the running machine was given, these changes or earlier ones.
+    pub applied: Vec<String>,
+    /// Those of the changes that take effect at the next start.
     pub restart_required: Vec<String>,
+    /// Why the running machine was not given what waits, these changes or earlier ones.
+    pub later: Vec<Later>,
 }
 
 /// An image in the store.

@@ -19,6 +19,7 @@
 //!
 //! This crate never prints, reads no environment outside [`HostBuilder::from_environment`], and never exits the process.
 
+mod attach;
 mod clock;
 pub mod driver;
 pub mod drivers;

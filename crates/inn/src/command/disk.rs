@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use innkeeper::spec::{Bytes, DiskFormat};
 use innkeeper::{DiskFile, Host};
 
-use super::{DryRun, Yes};
+use super::{DryRun, Yes, disk_of_vm};
 use crate::confirm::confirm;
 use crate::failure::{Failure, Result};
 use crate::output::Output;
@@ -14,7 +14,7 @@ use crate::spec_flags::size;
 use crate::table::Block;
 use crate::units;
 
-/// Disk files: make, grow, convert, look at
+/// Disk files: make, grow, convert, look at; attach them to VMs
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Disk {
     /// Make an empty disk file
@@ -84,11 +84,19 @@ pub(crate) enum Disk {
         #[arg(long, value_parser = format)]
         format: DiskFormat,
     },
+    Attach(disk_of_vm::Attach),
+    Detach(disk_of_vm::Detach),
+    Insert(disk_of_vm::Insert),
+    Eject(disk_of_vm::Eject),
 }
 
 impl Disk {
     pub(crate) async fn run(self, host: &Host, output: &Output) -> Result<u8> {
         match self {
+            Disk::Attach(args) => args.run(host, output).await?,
+            Disk::Detach(args) => args.run(host, output).await?,
+            Disk::Insert(args) => args.run(host, output).await?,
+            Disk::Eject(args) => args.run(host, output).await?,
             Disk::Create {
                 path,
                 size,

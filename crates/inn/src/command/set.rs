@@ -10,7 +10,8 @@ use crate::output::Output;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   inn set web cpus=4 memory=2GiB
-  inn set web --cpus 4 --memory 2GiB
+  inn set web --cpus 4 --memory 2GiB   at once if it runs and was started with room for it
+  inn set web --memory-target 512MiB
   inn set web labels.env=dev disks.root.size=40GiB
   inn set web labels.env-              removes the field
   inn set web --unset labels.env")]
@@ -29,6 +30,10 @@ pub(crate) struct Args {
     /// Memory
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<String>,
+
+    /// Memory that the guest is asked to keep within
+    #[arg(long, value_name = "SIZE")]
+    memory_target: Option<String>,
 
     /// Driver
     #[arg(long, value_name = "DRIVER")]
@@ -64,6 +69,7 @@ impl Args {
         for (key, value) in [
             ("cpus", &self.cpus),
             ("memory", &self.memory),
+            ("memory_target", &self.memory_target),
             ("driver", &self.driver),
         ] {
             if value.is_some() {
@@ -90,15 +96,18 @@ pub(crate) fn sentence(name: &str, change: &SpecChange) -> String {
         return format!("nothing changed: {name} was like that before");
     }
     let changed = change.changed.join(", ");
-    if change.restart_required.is_empty() {
-        format!("changed {changed}")
-    } else {
+    let mut text = format!("changed {changed}");
+    if !change.restart_required.is_empty() {
         let later = change.restart_required.join(", ");
-        format!("changed {changed}; inn restart {name} applies {later}")
+        text.push_str(&format!("; inn restart {name} applies {later}"));
     }
+    for later in &change.later {
+        text.push_str(&format!("\n  {}: {}", later.field, later.reason));
+    }
+    text
 }
 
-fn steps(change: &SpecChange) -> Vec<String> {
+pub(crate) fn steps(change: &SpecChange) -> Vec<String> {
     let step = |field: &String| {
         let later = change.restart_required.contains(field);
         let when = if later { " at the next start" } else { "" };
@@ -110,6 +119,7 @@ fn steps(change: &SpecChange) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use innkeeper::api::Later;
 
     #[test]
     fn reads_edits() {
@@ -128,10 +138,16 @@ mod tests {
         let change = SpecChange {
             changed: vec!["cpus".into(), "labels.env".into()],
             restart_required: vec!["cpus".into()],
+            applied: Vec::new(),
+            later: vec![Later {
+                field: "cpus".into(),
+                reason: "it was started with room for 2".into(),
+                problem: None,
+            }],
         };
         assert_eq!(
             sentence("web", &change),
-            "changed cpus, labels.env; inn restart web applies cpus"
+            "changed cpus, labels.env; inn restart web applies cpus\n  cpus: it was started with room for 2"
         );
         assert_eq!(
             steps(&change),

@@ -1,8 +1,10 @@
 //! Changing the spec of a VM.
 
-use innkeeper_api::ErrorKind;
+use std::time::Duration;
 
-use super::Engine;
+use innkeeper_api::{ApplyOutcome, ApplyRequest, ErrorKind};
+
+use super::{Engine, live_change};
 use crate::error::{Error, Result};
 use crate::host::SpecChange;
 use crate::keeper::KeeperClient;
@@ -94,6 +96,7 @@ impl Engine {
         expected: &str,
         text: &str,
         dry_run: bool,
+        timeout: Duration,
     ) -> Result<SpecChange> {
         let bundle = self.root.bundle(name)?;
         let Replaced { spec, fields } = compare(&bundle, text)?;
@@ -102,15 +105,59 @@ impl Engine {
             self.write_spec(&bundle, expected, text).await?;
         }
         let running = self.look(&bundle).await?.vmm_pid.is_some();
-        let restart_required = fields
+        let not_ours = fields
             .iter()
             .filter(|field| running && !spec::is_live(field))
-            .cloned()
-            .collect();
-        Ok(SpecChange {
+            .cloned();
+        let mut change = SpecChange {
+            restart_required: not_ours.collect(),
             changed: fields,
-            restart_required,
-        })
+            applied: Vec::new(),
+            later: Vec::new(),
+        };
+        if change.restart_required.is_empty() {
+            return Ok(change);
+        }
+        if dry_run {
+            let applied = bundle.applied_spec()?.unwrap_or_else(|| spec.clone());
+            let now = |field: &String| {
+                live_change::plan(&spec, &applied)
+                    .iter()
+                    .any(|step| step.field == *field && step.step.is_ok())
+            };
+            change.applied = change
+                .restart_required
+                .iter()
+                .filter(|field| now(field))
+                .cloned()
+                .collect();
+        } else {
+            let outcome = self.apply(&bundle, timeout).await?;
+            change.applied = outcome.applied;
+            change.later = outcome.later;
+        }
+        let applied = &change.applied;
+        change
+            .restart_required
+            .retain(|field| !applied.contains(field));
+        Ok(change)
+    }
+
+    /// Gives a running VM what its spec asks for by now.
+    async fn apply(&self, bundle: &Bundle, timeout: Duration) -> Result<ApplyOutcome> {
+        let request = ApplyRequest {
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+        };
+        self.need_keeper(bundle)
+            .await?
+            .ask("/v1/vm/apply", &request)
+            .await
+            .map_err(|error| {
+                error.while_doing(format!(
+                    "{} has the new spec, and runs on as it was",
+                    bundle.name()
+                ))
+            })
     }
 
     async fn write_spec(&self, bundle: &Bundle, expected: &str, text: &str) -> Result<()> {

@@ -15,6 +15,7 @@ mod create;
 mod guests;
 mod images;
 mod keepers;
+pub(crate) mod live_change;
 mod look;
 mod needs;
 pub(crate) mod parts;

@@ -11,7 +11,7 @@ use crate::spec::{DiskFormat, DiskSpec, NetworkSpec, VmSpec};
 use crate::store::{Bundle, Identity, IdentityDisk};
 
 /// Makes an empty disk in a bundle; formatted if the spec says where it is mounted.
-pub(super) async fn make_empty_disk(bundle: &Bundle, disk: &DiskSpec) -> Result<IdentityDisk> {
+pub(crate) async fn make_empty_disk(bundle: &Bundle, disk: &DiskSpec) -> Result<IdentityDisk> {
     let Some(size) = disk.size else {
         return Err(Error::new(
             ErrorKind::BadInput,
@@ -39,7 +39,7 @@ pub(super) async fn make_empty_disk(bundle: &Bundle, disk: &DiskSpec) -> Result<
 }
 
 /// Returns the MAC address of an interface: the one that is asked for, or a random one.
-pub(super) fn mac_address(network: &NetworkSpec) -> Result<MacAddr> {
+pub(crate) fn mac_address(network: &NetworkSpec) -> Result<MacAddr> {
     if let Some(mac) = network.mac {
         return Ok(mac);
     }

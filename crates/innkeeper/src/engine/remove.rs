@@ -115,7 +115,9 @@ impl Engine {
             value: protect.then(|| "true".to_owned()),
         };
         let new = spec::edit(&text, &[edit])?;
-        self.replace_spec(name, &text, &new, false).await.map(drop)
+        let timeout = std::time::Duration::ZERO;
+        let change = self.replace_spec(name, &text, &new, false, timeout);
+        change.await.map(drop)
     }
 
     /// Finds what crashes left half-made and, unless `dry_run`, removes it. Returns what was found, a sentence each.

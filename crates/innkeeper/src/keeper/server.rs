@@ -7,6 +7,7 @@
 //! | `GET /v1/vm/stats` | `VmStats` |
 //! | `POST /v1/vm/start`, `stop`, `kill`, `restart`, `pause`, `resume`, `suspend` | when it is done; errors as `Problem` with their status |
 //! | `POST /v1/vm/spec` | the new text is checked and written |
+//! | `POST /v1/vm/apply` | the running machine is given what it can be given of it |
 //! | `POST /v1/vm/agent` | switches to the agent's protocol |
 //!
 //! Only the user who owns the VM reaches the socket: its directory is private.
@@ -24,8 +25,9 @@ use http_body_util::channel::Channel;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use innkeeper_api::{
-    Accepted, ErrorKind, KillRequest, PauseRequest, RestartRequest, ResumeRequest, StartRequest,
-    StopOutcome, StopRequest, SuspendRequest, VmInfo, VmStats,
+    Accepted, ApplyOutcome, ApplyRequest, ErrorKind, KillRequest, PauseRequest, RestartRequest,
+    ResumeRequest, StartRequest, StopOutcome, StopRequest, SuspendRequest, VmInfo, VmState,
+    VmStats,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -62,6 +64,7 @@ pub(crate) fn router(shared: Shared) -> Router {
         .route("/v1/vm/resume", post(resume))
         .route("/v1/vm/suspend", post(suspend))
         .route("/v1/vm/spec", post(spec))
+        .route("/v1/vm/apply", post(apply))
         .route("/v1/vm/agent", post(agent))
         .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
         .with_state(shared)
@@ -173,6 +176,11 @@ async fn spec(State(shared): State<Shared>, body: Bytes) -> Answer<()> {
     ask(&shared, |reply| Command::Spec(request, reply)).await
 }
 
+async fn apply(State(shared): State<Shared>, body: Bytes) -> Answer<ApplyOutcome> {
+    let request = parse::<ApplyRequest>(&body)?;
+    ask(&shared, |reply| Command::Apply(request, reply)).await
+}
+
 async fn agent(State(shared): State<Shared>, request: Request) -> Response {
     let wanted = request
         .headers()
@@ -193,6 +201,23 @@ async fn agent(State(shared): State<Shared>, request: Request) -> Response {
         )
         .into_response();
     };
+    let (name, state) = {
+        let info = shared.info.borrow();
+        (info.name.clone(), info.state)
+    };
+    if matches!(
+        state,
+        VmState::Pausing | VmState::Paused | VmState::Suspending
+    ) {
+        return Refusal(
+            Error::new(
+                ErrorKind::Conflict,
+                format!("{name} is {state}: nothing in it can answer"),
+            )
+            .with_hint(format!("continue it with `inn resume {name}`")),
+        )
+        .into_response();
+    }
     let Some(channel) = link.reached(AGENT_PATIENCE).await else {
         let name = shared.info.borrow().name.clone();
         return Refusal(

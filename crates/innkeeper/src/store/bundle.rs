@@ -184,6 +184,12 @@ impl Bundle {
         self.write_run(run)
     }
 
+    /// Writes the spec that runs, after the running machine was changed.
+    pub fn write_applied(&self, spec_text: &str) -> Result<()> {
+        let path = self.path("run/applied.yaml");
+        write(&path, spec_text.as_bytes(), Lasting::ThisBoot)
+    }
+
     /// Writes what is known of the run.
     pub fn write_run(&self, run: &Run) -> Result<()> {
         let path = self.path("run/run.json");

@@ -10,6 +10,7 @@
 //!  hypervisor: GuestShutdown ─► quit beside ─► Exited ─► finish: record, let go of the lock, answer, end
 //! ```
 
+mod applying;
 mod begin;
 mod end;
 mod news;
@@ -20,8 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use innkeeper_api::{
-    Accepted, Admission, ErrorKind, EventKind, RestartRequest, StopOutcome, StopRequest, StoppedBy,
-    VmInfo, VmState, VmStats,
+    Accepted, Admission, ApplyOutcome, ApplyRequest, ErrorKind, EventKind, RestartRequest,
+    StopOutcome, StopRequest, StoppedBy, VmInfo, VmState, VmStats,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -76,6 +77,8 @@ pub(crate) enum Command {
     Stats(oneshot::Sender<Result<VmStats>>),
     /// Replace the spec.
     Spec(SpecRequest, oneshot::Sender<Result<()>>),
+    /// Give the machine what the spec asks for by now.
+    Apply(ApplyRequest, oneshot::Sender<Result<ApplyOutcome>>),
     /// End the keeper, not the VM.
     Leave,
 }
@@ -110,6 +113,8 @@ enum News {
     Unmoved(pausing::Wish, Error),
     /// Memory and devices are written, or could not be.
     Saved(Result<()>),
+    /// The machine was given what it could be given.
+    Applied(Box<applying::Applied>),
     Failed(&'static str, Error),
 }
 
@@ -128,6 +133,9 @@ pub(crate) struct Actor {
     pausers: Vec<oneshot::Sender<Result<Accepted>>>,
     resumers: Vec<oneshot::Sender<Result<Accepted>>>,
     saving: Option<pausing::Saving>,
+    /// Whether the machine is just being given what was asked, and who waits until the guest lets go of a device.
+    applying: bool,
+    detached: tokio::sync::broadcast::Sender<String>,
     /// The guest's clock stood still for a while and is to be set when its agent can be asked.
     clock_is_late: bool,
     ending: Option<Ending>,
@@ -173,6 +181,8 @@ impl Actor {
             resumers: Vec::new(),
             saving: None,
             clock_is_late: false,
+            applying: false,
+            detached: applying::detached_channel(),
             ending: None,
             quit_at: None,
             restart: false,
@@ -252,6 +262,7 @@ impl Actor {
             Command::Spec(request, reply) => {
                 let _ = reply.send(self.replace_spec(&request));
             }
+            Command::Apply(request, reply) => self.apply(&request, reply),
             Command::Leave => {}
         }
     }

@@ -38,9 +38,13 @@ impl Actor {
             MachineEvent::WatchdogFired => self.note(EventKind::Note {
                 message: "the watchdog ran out: the guest had stopped feeding it".to_owned(),
             }),
-            MachineEvent::Detached(device) => self.note(EventKind::Note {
-                message: format!("the guest let go of {device}"),
-            }),
+            MachineEvent::Detached(device) => {
+                self.note(EventKind::Note {
+                    message: format!("the guest let go of {device}"),
+                });
+                // Nobody may wait for it: a guest can let go of a device long after it was asked.
+                let _ = self.detached.send(device);
+            }
             MachineEvent::Faulted(why) => {
                 self.power(PowerEvent::Paused);
                 self.note(EventKind::Note {
@@ -75,6 +79,7 @@ impl Actor {
             News::Agent(..) | News::Ready(..) => {}
             News::Unmoved(wish, error) => self.unmoved(wish, error),
             News::Saved(result) => self.saved(result),
+            News::Applied(done) => self.applied(*done),
             News::Failed("launch", _) => self.finish(PowerEvent::Gone),
             News::Failed(what, error) => {
                 self.say(&format!("can't {what}: {}", error.chain().join(": ")))
