@@ -15,6 +15,7 @@ mod connection;
 mod copy;
 mod exec;
 mod relay;
+mod replay;
 mod stream;
 
 pub use channel::{AgentPhase, AgentStatus, ChannelOptions, GuestChannel};
@@ -22,6 +23,7 @@ pub use copy::CopyProgress;
 pub use exec::{ExecControl, ExecInput, ExecOutput, ExecPosition, ExecSession};
 pub use innkeeper_agent::message;
 pub use relay::relay;
+pub use replay::InputReplay;
 
 use innkeeper_agent::message::{Closing, ErrorKind, Failure};
 use std::path::PathBuf;
