@@ -11,7 +11,7 @@ use std::io::Write;
 use clap::error::{ContextKind, ContextValue, ErrorKind as ClapKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use innkeeper::api::ErrorKind;
-use innkeeper::{Error, Host};
+use innkeeper::{Error, Host, HostBuilder};
 
 use crate::command::*;
 use crate::failure::{self, Result};
@@ -120,26 +120,26 @@ enum PlainCommand {
 }
 
 /// Reads the arguments, does what they ask, and returns the exit code.
-pub(crate) fn main(arguments: Vec<OsString>) -> u8 {
+pub(crate) fn main(arguments: Vec<OsString>, builder: HostBuilder) -> u8 {
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => return tell_usage(error, asks_for_json(&arguments)),
     };
     let output = Output::new(cli.output, cli.quiet);
-    match dispatch(cli.command, &output) {
+    match dispatch(cli.command, builder, &output) {
         Ok(code) => code,
         Err(failure) => failure.tell(output.is_json()),
     }
 }
 
-fn dispatch(command: Command, output: &Output) -> Result<u8> {
+fn dispatch(command: Command, builder: HostBuilder, output: &Output) -> Result<u8> {
     match command {
         Command::Host(command) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(|source| Error::io("starting the runtime", source))?;
-            let host = open_host()?;
+            let host = open_host(builder)?;
             let code = runtime.block_on(with_host(*command, &host, output));
             // A thread that still reads standard input (a session that ended first) must not hold up the end.
             runtime.shutdown_background();
@@ -188,10 +188,10 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
     }
 }
 
-fn open_host() -> Result<Host> {
+fn open_host(builder: HostBuilder) -> Result<Host> {
     let program = std::env::current_exe()
         .map_err(|source| Error::io("finding the path of this program", source))?;
-    Ok(Host::builder().helper(program).from_environment().open()?)
+    Ok(builder.helper(program).from_environment().open()?)
 }
 
 /// Tells what is wrong with the arguments (or gives the help that they ask for), and returns the exit code.
@@ -313,7 +313,8 @@ mod tests {
 
     #[test]
     fn wrong_usage_is_2_and_help_is_0() {
-        let code = |words: &[&str]| main(words.iter().map(OsString::from).collect());
+        let code =
+            |words: &[&str]| main(words.iter().map(OsString::from).collect(), Host::builder());
         assert_eq!(code(&["inn", "ls", "--no-such-flag"]), 2);
         assert_eq!(code(&["inn", "up"]), 2);
         assert_eq!(code(&["inn", "ls", "--help"]), 0);

@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use innkeeper::Error;
 use innkeeper::api::ErrorKind;
 
-use crate::environment;
+use crate::{environment, terminal_text};
 
 /// Exit code of `exec` and `run -- CMD` when the command in the guest has no code because we failed.
 pub(crate) const EXIT_OUR_FAILURE: u8 = 125;
@@ -110,7 +110,8 @@ fn sentences(error: &Error, colours: bool) -> String {
         if index > 0 {
             text.push_str(if message.contains('\n') { ":\n" } else { ": " });
         }
-        text.push_str(message);
+        // Names of files and words of programs get into messages; none may write to the terminal.
+        text.push_str(&terminal_text::lines(message));
     }
     text.push('\n');
     if let Some(hint) = error.hint() {

@@ -11,7 +11,7 @@ use std::pin::pin;
 
 use innkeeper::api::ErrorKind;
 use innkeeper::guest::message::{ExecRequest, ExitStatus};
-use innkeeper::guest::{ExecPosition, ExecSession, GuestChannel, GuestError};
+use innkeeper::guest::{ExecPosition, ExecSession, GuestChannel, GuestError, InputReplay};
 use innkeeper::{Error, Host};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -48,7 +48,7 @@ pub(crate) async fn run(host: &Host, name: &str, request: ExecRequest, input: In
 /// Does the same over an open channel.
 ///
 /// If the VM's keeper dies meanwhile the command runs on, and is taken up again through the keeper that replaces it: from the byte of
-/// output that was received last. A command with piped input is not, since what of that input has reached it is not known here.
+/// output that was received last, and to the byte of input that its agent took over last.
 pub(crate) async fn run_on(
     host: &Host,
     guest: &GuestChannel,
@@ -72,14 +72,11 @@ pub(crate) async fn run_on(
         true => Some(RawMode::enter().map_err(|failure| failure.with_code(EXIT_OUR_FAILURE))?),
         false => None,
     };
-    let mut ended = join(session, &mut signals, input).await;
+    let mut feed = Feed::new(tokio::io::stdin(), input);
+    let mut ended = join(session, &mut signals, &mut feed).await;
     while let Err(Ended::Lost(position)) = ended {
-        if input == Input::Passed && !has_terminal {
-            ended = Err(Ended::Guest(GuestError::LinkLost));
-            break;
-        }
         ended = match again(host, name, position).await {
-            Ok(session) => join(session, &mut signals, input).await,
+            Ok(session) => join(session, &mut signals, &mut feed).await,
             Err(failure) => return Err(failure),
         };
     }
@@ -131,7 +128,7 @@ enum Ended {
 async fn join(
     session: ExecSession,
     signals: &mut Signals,
-    input: Input,
+    feed: &mut Feed<impl AsyncRead + Unpin>,
 ) -> Result<ExitStatus, Ended> {
     let ExecSession {
         stdin,
@@ -139,11 +136,13 @@ async fn join(
         mut stderr,
         mut control,
     } = session;
+    feed.resume_at(control.stdin_offset())
+        .map_err(Ended::Guest)?;
     let mut output = pin!(async move {
         let (mut out, mut err) = (tokio::io::stdout(), tokio::io::stderr());
         tokio::try_join!(pump(&mut stdout, &mut out), pump(&mut stderr, &mut err))
     });
-    let mut feed = pin!(feed(stdin, input));
+    let mut feed = pin!(feed.run(stdin));
     let (mut status, mut output_done, mut fed, mut interrupts) = (None, false, false, 0);
     loop {
         if output_done && let Some(status) = status {
@@ -210,12 +209,50 @@ async fn pump(
     }
 }
 
-/// Passes our standard input on, then its end. A command that does not want it any more is no failure.
-async fn feed(mut stdin: impl AsyncWrite + Unpin, input: Input) {
-    if input == Input::Passed {
-        let _ = pump(&mut tokio::io::stdin(), &mut stdin).await;
+/// Our standard input on its way into the guest. It outlives an attachment: what was read and has not arrived is sent to the next one.
+struct Feed<R> {
+    source: R,
+    input: Input,
+    replay: InputReplay,
+    piece: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Feed<R> {
+    fn new(source: R, input: Input) -> Self {
+        Feed {
+            source,
+            input,
+            replay: InputReplay::default(),
+            piece: vec![0; PIECE],
+        }
     }
-    let _ = stdin.shutdown().await;
+
+    /// Goes on at the byte that the agent wants next.
+    fn resume_at(&mut self, offset: u64) -> Result<(), GuestError> {
+        self.replay.resume_at(offset)
+    }
+
+    /// Passes input on, then its end. A command that does not want it any more is no failure, and of a link that is lost the session tells.
+    ///
+    /// It may be dropped at any point and run again: bytes are noted as sent in the same step as they are.
+    async fn run(&mut self, mut stdin: impl AsyncWrite + Unpin) {
+        while self.input == Input::Passed || !self.replay.unsent().is_empty() {
+            while !self.replay.unsent().is_empty() {
+                match stdin.write(self.replay.unsent()).await {
+                    Ok(count) => self.replay.advance(count),
+                    Err(_) => return,
+                }
+            }
+            if self.input == Input::Passed {
+                // An input that can't be read is at its end, as for any program.
+                match self.source.read(&mut self.piece).await {
+                    Ok(count) if count > 0 => self.replay.push(&self.piece[..count]),
+                    _ => self.input = Input::Empty,
+                }
+            }
+        }
+        let _ = stdin.shutdown().await;
+    }
 }
 
 fn exit_code(status: ExitStatus) -> u8 {
@@ -300,6 +337,36 @@ mod tests {
             126
         );
         assert_eq!(code(GuestError::LinkLost), 125);
+    }
+
+    #[test]
+    fn input_goes_on_from_the_byte_that_the_next_attachment_wants() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let bytes: Vec<u8> = (0..500_000u32).map(|it| (it % 251) as u8).collect();
+            let mut feed = Feed::new(bytes.as_slice(), Input::Passed);
+            let (near, mut far) = tokio::io::duplex(4096);
+            let mut first = vec![0; 100_000];
+            tokio::select! {
+                () = feed.run(near) => panic!("nobody read it all"),
+                read = far.read_exact(&mut first) => drop(read.unwrap()),
+            }
+            // Of what was read, 30 000 bytes had not arrived.
+            feed.resume_at(70_000).unwrap();
+            let (near, mut far) = tokio::io::duplex(4096);
+            let mut rest = Vec::new();
+            let (read, ()) = tokio::join!(far.read_to_end(&mut rest), feed.run(near));
+            read.unwrap();
+            assert_eq!(first, bytes[..100_000]);
+            assert!(rest == bytes[70_000..], "{} bytes came", rest.len());
+            // And the end once more, for an attachment that comes after it.
+            feed.resume_at(500_000).unwrap();
+            let (near, mut far) = tokio::io::duplex(16);
+            feed.run(near).await;
+            assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+        });
     }
 
     #[test]

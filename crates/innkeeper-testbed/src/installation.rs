@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use innkeeper::Host;
 use innkeeper::api::Capability;
 use innkeeper::drivers::fake::{FakeDriver, FakeName, FakeOptions};
+use innkeeper::{Host, HostBuilder};
 
 /// Variable by which keepers get the fake drivers: a JSON list of options.
 const FAKES: &str = "INNKEEPER_TESTBED_FAKES";
@@ -195,10 +195,10 @@ impl Opener {
     }
 }
 
-/// Opens the host that the environment describes, with its fake drivers: for the programs of an installation.
+/// Returns the builder of a host with the fake drivers that the environment names: for the programs of an installation.
 ///
 /// Errors: in words.
-pub fn host_from_environment() -> Result<Host, String> {
+pub fn builder_from_environment() -> Result<HostBuilder, String> {
     let mut builder = Host::builder();
     if let Ok(text) = std::env::var(FAKES) {
         let fakes: Vec<FakeOptions> =
@@ -208,7 +208,14 @@ pub fn host_from_environment() -> Result<Host, String> {
         }
         builder = builder.helper_environment(FAKES, text);
     }
-    builder
+    Ok(builder)
+}
+
+/// Opens the host that the environment describes, with its fake drivers.
+///
+/// Errors: in words.
+pub fn host_from_environment() -> Result<Host, String> {
+    builder_from_environment()?
         .from_environment()
         .open()
         .map_err(|error| error.chain().join(": "))

@@ -27,7 +27,10 @@ const LAWS: &[(&str, &[&str])] = &[
     ("inn", &["innkeeper", "innkeeper-api", "innkeeper-net"]),
     ("inn-serve", &["innkeeper", "innkeeper-api"]),
     // Test doubles; nothing of the product imports it.
-    ("innkeeper-testbed", &["innkeeper", "innkeeper-agent"]),
+    (
+        "innkeeper-testbed",
+        &["inn", "innkeeper", "innkeeper-agent"],
+    ),
     ("xtask", &[]),
 ];
 

@@ -76,7 +76,7 @@ pub enum Record {
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// The file system refused.
-    #[error("cannot {operation} {}", path.display())]
+    #[error("cannot {operation} {}", shown(path))]
     Io {
         /// What was being done.
         operation: &'static str,
@@ -92,7 +92,7 @@ pub enum CopyError {
     #[error("refusing the entry name {0:?}: it is no plain file name")]
     UnsafeName(String),
     /// Something in the way that must not be written through.
-    #[error("refusing to write through {}: it is not a {expected}", path.display())]
+    #[error("refusing to write through {}: it is not a {expected}", shown(path))]
     InTheWay {
         /// The path.
         path: PathBuf,
@@ -100,11 +100,25 @@ pub enum CopyError {
         expected: &'static str,
     },
     /// Directories nested deeper than [`MAX_DEPTH`].
-    #[error("{} is nested deeper than {MAX_DEPTH} directories", .0.display())]
+    #[error("{} is nested deeper than {MAX_DEPTH} directories", shown(.0))]
     TooDeep(PathBuf),
     /// The source is of a kind that is not copied.
-    #[error("{} is neither a file, a directory nor a symlink", .0.display())]
+    #[error("{} is neither a file, a directory nor a symlink", shown(.0))]
     NotCopyable(PathBuf),
+}
+
+/// Returns a path for a message. A name in it may be the sender's, and must not move the cursor of whoever reads it or begin a line.
+fn shown(path: &std::path::Path) -> String {
+    escaped(&path.to_string_lossy())
+}
+
+fn escaped(text: &str) -> String {
+    text.chars()
+        .map(|character| match character.is_control() {
+            true => character.escape_default().to_string(),
+            false => character.to_string(),
+        })
+        .collect()
 }
 
 impl CopyError {

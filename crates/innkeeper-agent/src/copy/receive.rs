@@ -4,7 +4,8 @@
 //! open descriptors, creates each entry relative to the innermost with `O_NOFOLLOW`, and accepts only plain names. An
 //! existing file is rewritten in place; an existing symlink *at the entry's place* is replaced, never followed; an
 //! existing symlink where a directory is needed is refused. Only the destination that the user named is resolved the
-//! usual way. Blocking file IO.
+//! usual way; so the tree's root is never made a link, or the next copy to the same place would go wherever it points. Blocking
+//! file IO.
 
 use super::{CopyError, Decoder, Entry, EntryKind, MAX_DEPTH, Record};
 use crate::message::CopySummary;
@@ -95,6 +96,13 @@ impl Receiver {
         })
     }
 
+    /// Names the root where the destination does not: by what was asked for, so that the sender can't choose which file of a directory is
+    /// written.
+    pub fn name_root(&mut self, name: &OsStr) {
+        self.root_name
+            .get_or_insert_with(|| name.as_bytes().to_vec());
+    }
+
     /// Takes bytes of the stream and writes what they say.
     pub fn push(&mut self, bytes: Bytes) -> Result<(), CopyError> {
         self.decoder.push(bytes);
@@ -161,6 +169,10 @@ impl Receiver {
                 return Err(CopyError::Malformed("a second root"));
             }
             self.root_seen = true;
+            // A sender follows a link that is named to it, so an honest stream has none here.
+            if matches!(entry.kind, EntryKind::Symlink(_)) {
+                return Err(CopyError::Malformed("the root of a tree is a link"));
+            }
             if let Some(name) = self.root_name.take() {
                 entry.name = name;
             }

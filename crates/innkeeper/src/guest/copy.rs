@@ -84,8 +84,9 @@ impl GuestChannel {
         }
     }
 
-    /// Copies a file or tree of the guest to the host, whatever the guest sends staying below the destination. Set-user-id
-    /// bits are not taken over.
+    /// Copies a file or tree of the guest to the host, whatever the guest sends staying below the destination. A directory as destination
+    /// receives it under the last name of the path that was asked for, or as `root` where that has none (`/`, `a/..`): the guest chooses
+    /// no name at the top. Set-user-id bits are not taken over.
     pub async fn copy_out(
         &self,
         request: CopyOutRequest,
@@ -102,7 +103,13 @@ impl GuestChannel {
             owner: None,
             create_parents: false,
         };
-        let receiver = tokio::task::spawn_blocking(move || Receiver::create(&path, options));
+        let asked = Path::new(&request.path).file_name();
+        let name = asked.unwrap_or("root".as_ref()).to_owned();
+        let receiver = tokio::task::spawn_blocking(move || {
+            let mut receiver = Receiver::create(&path, options)?;
+            receiver.name_root(&name);
+            Ok(receiver)
+        });
         let mut receiver = walked(receiver).await.map_err(failed)?;
         let stream = Stream::open(
             self.connection(),

@@ -15,6 +15,7 @@ mod connection;
 mod copy;
 mod exec;
 mod relay;
+mod replay;
 mod stream;
 
 pub use channel::{AgentPhase, AgentStatus, ChannelOptions, GuestChannel};
@@ -22,6 +23,7 @@ pub use copy::CopyProgress;
 pub use exec::{ExecControl, ExecInput, ExecOutput, ExecPosition, ExecSession};
 pub use innkeeper_agent::message;
 pub use relay::relay;
+pub use replay::InputReplay;
 
 use innkeeper_agent::message::{Closing, ErrorKind, Failure};
 use std::path::PathBuf;
@@ -72,17 +74,35 @@ pub enum GuestError {
 impl GuestError {
     fn closed(closing: Closing) -> GuestError {
         match closing {
-            Closing::Failed(failure) => match failure.kind {
-                ErrorKind::LinkLost => GuestError::LinkLost,
-                ErrorKind::CommandNotFound => GuestError::CommandNotFound(failure.message),
-                ErrorKind::CannotExecute => GuestError::CannotExecute(failure.message),
-                ErrorKind::Protocol => GuestError::Protocol(failure.message),
-                _ => GuestError::Agent(failure),
-            },
+            Closing::Failed(failure) => {
+                let message = one_sentence(&failure.message);
+                match failure.kind {
+                    ErrorKind::LinkLost => GuestError::LinkLost,
+                    ErrorKind::CommandNotFound => GuestError::CommandNotFound(message),
+                    ErrorKind::CannotExecute => GuestError::CannotExecute(message),
+                    ErrorKind::Protocol => GuestError::Protocol(message),
+                    kind => GuestError::Agent(Failure { kind, message }),
+                }
+            }
             Closing::Gone => GuestError::LinkLost,
             _ => GuestError::Protocol("it ended the stream before it answered".to_owned()),
         }
     }
+}
+
+/// Longest sentence that is taken from a guest, in characters.
+const LONGEST_SENTENCE: usize = 2000;
+
+/// Returns a guest's sentence as it may be shown: it can't begin a line of its own, move a cursor, or fill a screen.
+fn one_sentence(message: &str) -> String {
+    let mut shown = String::new();
+    for character in message.chars().take(LONGEST_SENTENCE) {
+        match character.is_control() {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown
 }
 
 impl From<innkeeper_agent::mux::SendError> for GuestError {
