@@ -2,4 +2,9 @@
 
 #[cfg(all(feature = "testing", target_os = "linux"))]
 pub mod fake;
+mod kvm;
+mod log;
+mod process;
 pub mod qemu;
+mod start;
+mod virtiofsd;

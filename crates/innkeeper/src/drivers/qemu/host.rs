@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::drivers::kvm::Refusal;
+pub use crate::drivers::virtiofsd::{Virtiofsd, VirtiofsdDialect};
 use crate::spec::{AccelChoice, Arch};
 
 /// What was found of QEMU on this host.
@@ -72,37 +74,6 @@ pub struct Acceleration {
     pub kvm_refused: Option<Refusal>,
     /// What the trial showed, in sentences.
     pub notes: Vec<String>,
-}
-
-/// Why something can't be used, and what would fix it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// Why not, in a sentence.
-    pub reason: String,
-    /// What would fix it.
-    pub fix: Option<String>,
-}
-
-/// The daemon that serves shared folders.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Virtiofsd {
-    /// The executable.
-    pub program: PathBuf,
-    /// Which of the two programs of that name it is.
-    pub dialect: VirtiofsdDialect,
-    /// `unshare`, where the daemon needs a user namespace made for it.
-    pub unshare: Option<PathBuf>,
-    /// Whether it serves a folder read-only by itself.
-    pub read_only: bool,
-}
-
-/// The two programs named virtiofsd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum VirtiofsdDialect {
-    /// The C program of QEMU up to 7.2.
-    C,
-    /// The Rust program that followed it.
-    Rust,
 }
 
 impl QemuHost {

@@ -11,25 +11,22 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::path::Path;
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use command_fds::{CommandFdExt, FdMapping};
 use innkeeper_api::ErrorKind;
-use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::mpsc;
 
-use super::plan::{Descriptor, DescriptorRole, Plan};
+use super::plan::Plan;
 use super::process::ProcessIdentity;
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::record::{Record, log_tail};
 use super::restore::Incoming;
 use crate::driver::{BootConfig, MachineConfig};
+use crate::drivers::start::{Output, Undo, open_log, spawn, take_lock};
 use crate::error::{Error, Result};
 use crate::spec::Protocol;
 
@@ -49,25 +46,6 @@ pub(super) struct Launched {
     pub(super) record: Record,
     /// Length of the log before this launch, in bytes.
     pub(super) log_start: u64,
-}
-
-/// Kills what was started and removes what was made, unless disarmed.
-#[derive(Default)]
-struct Undo {
-    children: Vec<Child>,
-    sockets: Vec<PathBuf>,
-}
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            // Fails only if it has ended. The runtime reaps children that were dropped.
-            let _ = child.start_kill();
-        }
-        for socket in &self.sockets {
-            let _ = std::fs::remove_file(socket);
-        }
-    }
 }
 
 /// Starts what the plan says; with a saved state, lets QEMU read that before it is asked anything.
@@ -101,7 +79,7 @@ pub(super) async fn launch(
             &sidecar.arguments,
             &sidecar.descriptors,
             None,
-            &log,
+            Output::both(&log),
             &mut undo,
         )?;
         undo.children.push(child);
@@ -111,7 +89,7 @@ pub(super) async fn launch(
         &plan.arguments,
         &plan.descriptors,
         Some(lock),
-        &log,
+        Output::both(&log),
         &mut undo,
     )?;
     // Last, so that it is the one taken out below; dropped in the middle, all of them are killed.
@@ -273,26 +251,6 @@ fn require_files(config: &MachineConfig) -> Result<()> {
     Ok(())
 }
 
-fn take_lock(path: &Path, name: &str) -> Result<File> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(|error| Error::io(format!("can't open the lock {}", path.display()), error))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::new(
-            ErrorKind::Conflict,
-            format!("a hypervisor of VM {name} is still running"),
-        )),
-        Err(error) => Err(Error::io(
-            format!("can't lock {}", path.display()),
-            error.into(),
-        )),
-    }
-}
-
 /// Binds every forwarded port once, so that one in use is told by its number rather than by a log.
 fn require_free_ports(config: &MachineConfig) -> Result<()> {
     for forward in config.nics.iter().flat_map(|nic| &nic.forwards) {
@@ -351,72 +309,4 @@ fn make_variables(template: &Path, variables: &Path) -> Result<()> {
             error,
         )
     })
-}
-
-fn open_log(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(|error| Error::io(format!("can't open the log {}", path.display()), error))
-}
-
-fn spawn(
-    program: &Path,
-    arguments: &[String],
-    descriptors: &[Descriptor],
-    mut lock: Option<File>,
-    log: &File,
-    undo: &mut Undo,
-) -> Result<Child> {
-    let cannot = |error: io::Error| Error::io(format!("can't start {}", program.display()), error);
-    let mut mappings = Vec::new();
-    for descriptor in descriptors {
-        let parent: OwnedFd = match &descriptor.role {
-            DescriptorRole::Listener(path) => listen(path, undo)?.into(),
-            DescriptorRole::Lock(_) => match lock.take() {
-                Some(lock) => lock.into(),
-                None => {
-                    return Err(Error::new(
-                        ErrorKind::Failure,
-                        "the plan hands over a lock that was not taken",
-                    ));
-                }
-            },
-        };
-        mappings.push(FdMapping {
-            parent_fd: parent,
-            child_fd: descriptor.number,
-        });
-    }
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::from(log.try_clone().map_err(cannot)?))
-        .stderr(Stdio::from(log.try_clone().map_err(cannot)?))
-        // A group of its own: Ctrl-C at our terminal is not meant for the VM.
-        .process_group(0);
-    command.fd_mappings(mappings).map_err(|error| {
-        Error::new(ErrorKind::Failure, "the plan uses a descriptor twice").with_source(error)
-    })?;
-    // The command owns our ends of the descriptors and closes them when it is dropped here.
-    command.spawn().map_err(cannot)
-}
-
-fn listen(path: &Path, undo: &mut Undo) -> Result<UnixListener> {
-    let cannot = |error| {
-        Error::io(
-            format!("can't listen on the socket {}", path.display()),
-            error,
-        )
-    };
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(cannot)?;
-    undo.sockets.push(path.to_owned());
-    Ok(listener)
 }

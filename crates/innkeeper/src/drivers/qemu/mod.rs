@@ -24,7 +24,6 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod probe;
-mod process;
 mod qmp;
 mod record;
 mod restore;
@@ -42,6 +41,7 @@ use serde_json::Value;
 
 use self::board::Board;
 use self::record::Record;
+use super::process;
 use crate::driver::{Driver, MachineConfig, Restore, Running};
 use crate::error::{Error, Result};
 use crate::spec::Arch;

@@ -14,18 +14,15 @@ use serde_json::json;
 
 use super::arguments::{Options, escape, path_text};
 use super::board::Board;
-use super::host::{Emulator, QemuHost, VirtiofsdDialect};
+use super::host::{Emulator, QemuHost};
 use super::shape::Shape;
 use crate::driver::{BootConfig, DiskConfig, MachineConfig, NicConfig};
+use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, Sidecar};
 use crate::error::{Error, Result};
 use crate::spec::{DiskFormat, Protocol};
 
 /// Name of the port that the guest agent opens.
 pub(super) const AGENT_PORT: &str = "org.innkeeper.agent.0";
-
-/// First descriptor number given to a process: far above what a small process has open itself, so that handing one over never lands
-/// on a descriptor that the standard library uses while it spawns.
-const FIRST_DESCRIPTOR: i32 = 100;
 
 /// What is started for a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,35 +47,6 @@ pub(super) struct Plan {
     pub(super) agent: PathBuf,
     /// What the machine is made of.
     pub(super) shape: Shape,
-}
-
-/// A descriptor that a process inherits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Descriptor {
-    /// Its number there.
-    pub(super) number: i32,
-    /// What it is.
-    pub(super) role: DescriptorRole,
-}
-
-/// What a descriptor is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum DescriptorRole {
-    /// A unix stream socket that listens at a path.
-    Listener(PathBuf),
-    /// A lock file, locked, held by nobody else after the start.
-    Lock(PathBuf),
-}
-
-/// A process beside QEMU.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Sidecar {
-    /// The executable.
-    pub(super) program: PathBuf,
-    /// Its arguments.
-    pub(super) arguments: Vec<String>,
-    /// The descriptors that it inherits.
-    pub(super) descriptors: Vec<Descriptor>,
 }
 
 /// Collects arguments in pairs and hands out descriptor numbers.
@@ -500,64 +468,9 @@ fn shares(
                 "shared folders need virtiofsd, which was not found on this host",
             )
         })?;
-        if share.read_only && !daemon.read_only {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "this virtiofsd can't serve {} read-only",
-                    share.host.display()
-                ),
-            ));
-        }
         let id = format!("share{index}");
         let socket = config.paths.sockets.join(format!("{id}.sock"));
-        let source = path_text(&share.host)?;
-        let mut arguments = Vec::new();
-        match daemon.dialect {
-            VirtiofsdDialect::C => {
-                // Its `-o` splits at commas and has no way to write one.
-                if source.contains([',', '\\']) {
-                    return Err(Error::new(
-                        ErrorKind::BadInput,
-                        format!(
-                            "this virtiofsd can't serve {source}: its name holds a comma or a backslash"
-                        ),
-                    ));
-                }
-                arguments.extend([
-                    "-f".to_owned(),
-                    format!("--fd={FIRST_DESCRIPTOR}"),
-                    "-o".to_owned(),
-                    format!("source={source},sandbox=namespace,cache=auto,log_level=warn"),
-                ]);
-            }
-            VirtiofsdDialect::Rust => {
-                arguments.extend([
-                    format!("--fd={FIRST_DESCRIPTOR}"),
-                    "--shared-dir".to_owned(),
-                    source.to_owned(),
-                    "--sandbox=namespace".to_owned(),
-                    "--log-level=warn".to_owned(),
-                ]);
-                if share.read_only {
-                    arguments.push("--readonly".to_owned());
-                }
-            }
-        }
-        let program = match &daemon.unshare {
-            Some(unshare) => {
-                let mut wrapped = vec![
-                    "--user".to_owned(),
-                    "--map-root-user".to_owned(),
-                    "--".to_owned(),
-                ];
-                wrapped.push(path_text(&daemon.program)?.to_owned());
-                wrapped.append(&mut arguments);
-                arguments = wrapped;
-                unshare.clone()
-            }
-            None => daemon.program.clone(),
-        };
+        let (program, arguments) = daemon.serve(share, FIRST_DESCRIPTOR)?;
         sidecars.push(Sidecar {
             program,
             arguments,

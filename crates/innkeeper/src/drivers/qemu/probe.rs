@@ -22,9 +22,10 @@ use tokio::process::Command;
 
 use super::board::Board;
 use super::check::{OLDEST, install_hint};
-use super::host::{Acceleration, Emulator, MachineType, QemuHost, Virtiofsd, VirtiofsdDialect};
+use super::host::{Acceleration, Emulator, MachineType, QemuHost};
 use super::qmp::{Qmp, QmpError};
 use super::{NAME, QemuOptions, firmware, trial};
+use crate::drivers::virtiofsd;
 use crate::spec::Arch;
 
 /// How long an emulator may take for all its answers.
@@ -171,7 +172,10 @@ async fn ask(options: &QemuOptions, programs: &[(Arch, PathBuf)]) -> QemuHost {
         }
     };
     let counter = tokio::task::spawn_blocking(tsc_khz);
-    let (acceleration, virtiofsd) = tokio::join!(acceleration, find_virtiofsd(options));
+    let (acceleration, virtiofsd) = tokio::join!(
+        acceleration,
+        virtiofsd::find(&options.virtiofsd_candidates, &options.path)
+    );
     let mut host = QemuHost {
         host_arch: host_arch().to_owned(),
         acceleration,
@@ -300,56 +304,6 @@ fn read_machines(reply: &Value, arch: Arch) -> Vec<MachineType> {
         })
         .take(MACHINE_LIMIT)
         .collect()
-}
-
-/// Finds virtiofsd and which of the two programs of that name it is: the newer one names its features.
-async fn find_virtiofsd(options: &QemuOptions) -> Option<Virtiofsd> {
-    let program = options
-        .virtiofsd_candidates
-        .iter()
-        .find(|path| path.is_file())?;
-    let mut command = Command::new(program);
-    command
-        .env_clear()
-        .arg("--print-capabilities")
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
-    let output = tokio::time::timeout(DEADLINE, command.output())
-        .await
-        .ok()?
-        .ok()?;
-    let reply: Value = serde_json::from_slice(&output.stdout).ok()?;
-    if reply["type"] != "fs" {
-        return None;
-    }
-    let features: Vec<&str> = reply["features"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    let dialect = if reply["features"].is_array() {
-        VirtiofsdDialect::Rust
-    } else {
-        VirtiofsdDialect::C
-    };
-    // The C program makes its namespaces as root only; a user namespace made around it serves as well.
-    let unshare = (dialect == VirtiofsdDialect::C && !rustix::process::geteuid().is_root())
-        .then(|| {
-            options
-                .path
-                .iter()
-                .map(|directory| directory.join("unshare"))
-                .find(|path| path.is_file())
-        })
-        .flatten();
-    Some(Virtiofsd {
-        program: program.clone(),
-        dialect,
-        unshare,
-        read_only: features.contains(&"read-only"),
-    })
 }
 
 /// Turns what was found into what is shown.

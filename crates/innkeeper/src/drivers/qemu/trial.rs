@@ -15,31 +15,11 @@ use super::host::{Acceleration, Refusal};
 #[cfg(target_os = "linux")]
 use super::kvm_trial::Trial;
 use super::qmp::Qmp;
+pub(super) use crate::drivers::kvm::open_kvm;
 use crate::spec::Arch;
 
 /// How long QEMU may take until the guest's first instruction, on a busy host.
 pub(super) const START_DEADLINE: Duration = Duration::from_secs(3);
-
-/// Opens the accelerator's device, as QEMU will.
-pub(super) fn open_kvm() -> Result<(), Refusal> {
-    let device = Path::new("/dev/kvm");
-    let refusal = |reason: String, fix: Option<&str>| Refusal {
-        reason,
-        fix: fix.map(str::to_owned),
-    };
-    match std::fs::OpenOptions::new().read(true).write(true).open(device) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(refusal(
-            "/dev/kvm may not be opened by this user".to_owned(),
-            Some("sudo usermod -aG kvm $USER, then log in again"),
-        )),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(refusal(
-            "this host has no /dev/kvm: its processor or its own hypervisor offers no virtualization, or it is off in the firmware".to_owned(),
-            None,
-        )),
-        Err(error) => Err(refusal(format!("/dev/kvm can't be opened: {error}"), None)),
-    }
-}
 
 /// Finds out how CPUs of guests of the host's architecture are run here.
 pub(super) async fn acceleration(

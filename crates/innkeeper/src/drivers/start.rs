@@ -1,0 +1,179 @@
+//! Starts processes for a VM: locks, sockets that listen before anybody connects, descriptors by number, and how all of it is undone.
+//!
+//! Whatever a plan hands over is made by us, so that nobody ever waits for a hypervisor to make it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use command_fds::{CommandFdExt, FdMapping};
+use innkeeper_api::ErrorKind;
+use rustix::fs::{FlockOperation, flock};
+use tokio::process::{Child, Command};
+
+use crate::error::{Error, Result};
+
+/// First descriptor number given to a process: far above what a small process has open itself, so that handing one over never lands
+/// on a descriptor that the standard library uses while it spawns.
+pub(super) const FIRST_DESCRIPTOR: i32 = 100;
+
+/// A descriptor that a process inherits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Descriptor {
+    /// Its number there.
+    pub(super) number: i32,
+    /// What it is.
+    pub(super) role: DescriptorRole,
+}
+
+/// What a descriptor is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum DescriptorRole {
+    /// A unix stream socket that listens at a path.
+    Listener(PathBuf),
+    /// A lock file, locked, held by nobody else after the start.
+    Lock(PathBuf),
+}
+
+/// A process beside a hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sidecar {
+    /// The executable.
+    pub(super) program: PathBuf,
+    /// Its arguments.
+    pub(super) arguments: Vec<String>,
+    /// The descriptors that it inherits.
+    pub(super) descriptors: Vec<Descriptor>,
+}
+
+/// Where a process writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output<'a> {
+    pub(super) stdout: &'a File,
+    pub(super) stderr: &'a File,
+}
+
+impl<'a> Output<'a> {
+    /// Sends everything to one file.
+    pub(super) fn both(file: &'a File) -> Self {
+        Output {
+            stdout: file,
+            stderr: file,
+        }
+    }
+}
+
+/// Kills what was started and removes what was made, unless disarmed.
+#[derive(Default)]
+pub(super) struct Undo {
+    pub(super) children: Vec<Child>,
+    /// Sockets and pipes.
+    pub(super) sockets: Vec<PathBuf>,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // Fails only if it has ended. The runtime reaps children that were dropped.
+            let _ = child.start_kill();
+        }
+        for socket in &self.sockets {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+/// Takes the lock that the hypervisor inherits. Errors: `Conflict` if one of this VM still runs.
+pub(super) fn take_lock(path: &Path, name: &str) -> Result<File> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|error| Error::io(format!("can't open the lock {}", path.display()), error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::new(
+            ErrorKind::Conflict,
+            format!("a hypervisor of VM {name} is still running"),
+        )),
+        Err(error) => Err(Error::io(
+            format!("can't lock {}", path.display()),
+            error.into(),
+        )),
+    }
+}
+
+/// Opens a log to append to it.
+pub(super) fn open_log(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(|error| Error::io(format!("can't open the log {}", path.display()), error))
+}
+
+/// Starts a process with its descriptors, an empty environment and a process group of its own.
+pub(super) fn spawn(
+    program: &Path,
+    arguments: &[String],
+    descriptors: &[Descriptor],
+    mut lock: Option<File>,
+    output: Output<'_>,
+    undo: &mut Undo,
+) -> Result<Child> {
+    let cannot = |error: io::Error| Error::io(format!("can't start {}", program.display()), error);
+    let mut mappings = Vec::new();
+    for descriptor in descriptors {
+        let parent: OwnedFd = match &descriptor.role {
+            DescriptorRole::Listener(path) => listen(path, undo)?.into(),
+            DescriptorRole::Lock(_) => match lock.take() {
+                Some(lock) => lock.into(),
+                None => {
+                    return Err(Error::new(
+                        ErrorKind::Failure,
+                        "the plan hands over a lock that was not taken",
+                    ));
+                }
+            },
+        };
+        mappings.push(FdMapping {
+            parent_fd: parent,
+            child_fd: descriptor.number,
+        });
+    }
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(output.stdout.try_clone().map_err(cannot)?))
+        .stderr(Stdio::from(output.stderr.try_clone().map_err(cannot)?))
+        // A group of its own: Ctrl-C at our terminal is not meant for the VM.
+        .process_group(0);
+    command.fd_mappings(mappings).map_err(|error| {
+        Error::new(ErrorKind::Failure, "the plan uses a descriptor twice").with_source(error)
+    })?;
+    // The command owns our ends of the descriptors and closes them when it is dropped here.
+    command.spawn().map_err(cannot)
+}
+
+/// Binds a socket that listens, in place of one that was left.
+pub(super) fn listen(path: &Path, undo: &mut Undo) -> Result<UnixListener> {
+    let cannot = |error| {
+        Error::io(
+            format!("can't listen on the socket {}", path.display()),
+            error,
+        )
+    };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(cannot)?;
+    undo.sockets.push(path.to_owned());
+    Ok(listener)
+}
