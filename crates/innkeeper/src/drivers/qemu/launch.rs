@@ -31,7 +31,7 @@ use super::record::{Record, log_tail};
 use super::restore::Incoming;
 use crate::driver::{BootConfig, MachineConfig};
 use crate::error::{Error, Result};
-use crate::spec::Protocol;
+use crate::spec::{Bytes, ForwardSpec, Protocol};
 
 /// How long QEMU may take until its first answer; on a busy host loading a kernel image takes seconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
@@ -79,7 +79,12 @@ pub(super) async fn launch(
 ) -> Result<Launched> {
     require_files(config)?;
     let lock = take_lock(&config.paths.vmm_lock, &config.name)?;
-    require_free_ports(config)?;
+    for nic in &config.nics {
+        require_free_ports(&nic.forwards)?;
+    }
+    if let Some(state) = &plan.tpm_state {
+        make_private_directory(state)?;
+    }
     if let Some((template, variables)) = &plan.variables {
         make_variables(template, variables)?;
     }
@@ -121,7 +126,7 @@ pub(super) async fn launch(
     };
 
     let answer = tokio::select! {
-        answer = begin(&plan.monitor, incoming) => answer,
+        answer = begin(&plan.monitor, incoming, config.memory_target) => answer,
         status = child.wait() => return Err(ended_early(config, log_start, status.ok())),
     };
     let (qmp, events, status) = match answer {
@@ -163,6 +168,7 @@ pub(super) async fn launch(
         sockets: std::mem::take(&mut undo.sockets),
         log: config.paths.vmm_log.clone(),
         shape: plan.shape.clone(),
+        fittings: plan.fittings.clone(),
     };
     let mut children = std::mem::take(&mut undo.children);
     let Some(child) = children.pop() else {
@@ -182,9 +188,16 @@ pub(super) async fn launch(
 async fn begin(
     monitor: &Path,
     incoming: Option<&Incoming>,
+    memory_target: Option<Bytes>,
 ) -> Result<(Qmp, mpsc::UnboundedReceiver<QmpEvent>, String), QmpError> {
     let Some(incoming) = incoming else {
-        return first_answer(monitor).await;
+        let (qmp, events, status) = first_answer(monitor).await?;
+        if let Some(target) = memory_target {
+            // The guest finds it when it loads its driver.
+            let value = json!({ "value": target.get() });
+            qmp.execute("balloon", value, ANSWER_DEADLINE).await?;
+        }
+        return Ok((qmp, events, status));
     };
     let (qmp, mut events) = Qmp::connect(monitor, ANSWER_DEADLINE).await?;
     incoming.read(&qmp, &mut events).await?;
@@ -246,6 +259,12 @@ fn require_files(config: &MachineConfig) -> Result<()> {
             .iter()
             .map(|disk| ("disk", disk.path.as_path())),
     );
+    files.extend(
+        config
+            .drives
+            .iter()
+            .filter_map(|drive| Some(("medium", drive.medium.as_ref()?.path.as_path()))),
+    );
     for (what, path) in files {
         File::open(path).map_err(|error| {
             Error::io(
@@ -294,8 +313,8 @@ fn take_lock(path: &Path, name: &str) -> Result<File> {
 }
 
 /// Binds every forwarded port once, so that one in use is told by its number rather than by a log.
-fn require_free_ports(config: &MachineConfig) -> Result<()> {
-    for forward in config.nics.iter().flat_map(|nic| &nic.forwards) {
+pub(super) fn require_free_ports(forwards: &[ForwardSpec]) -> Result<()> {
+    for forward in forwards {
         let address = (forward.host_address, forward.host_port);
         let bound = match forward.protocol {
             Protocol::Tcp => TcpListener::bind(address).map(drop),
@@ -353,6 +372,18 @@ fn make_variables(template: &Path, variables: &Path) -> Result<()> {
     })
 }
 
+/// Makes a directory that only this user can look into, if it does not exist.
+fn make_private_directory(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io(
+            format!("can't make the directory {}", path.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn open_log(path: &Path) -> Result<File> {
     OpenOptions::new()
         .create(true)
@@ -393,6 +424,8 @@ fn spawn(
     command
         .args(arguments)
         .env_clear()
+        // Not ours, which may be anywhere and would be kept from being unmounted.
+        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::from(log.try_clone().map_err(cannot)?))
         .stderr(Stdio::from(log.try_clone().map_err(cannot)?))
