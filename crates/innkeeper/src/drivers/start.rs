@@ -149,6 +149,8 @@ pub(super) fn spawn(
     command
         .args(arguments)
         .env_clear()
+        // Not ours, which may be anywhere and would be kept from being unmounted.
+        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::from(output.stdout.try_clone().map_err(cannot)?))
         .stderr(Stdio::from(output.stderr.try_clone().map_err(cannot)?))

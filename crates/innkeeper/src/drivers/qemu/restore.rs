@@ -22,6 +22,7 @@ use super::suspend::{Details, Form, Progress, progress};
 use super::{QemuDriver, check, details, launch, machine, plan};
 use crate::driver::{MachineConfig, Restore, Running, SavedMachine};
 use crate::error::{Error, Result};
+use crate::spec::Bytes;
 
 /// How long a command may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
@@ -113,6 +114,23 @@ fn read_details(saved: &SavedMachine) -> Result<Details> {
     })
 }
 
+/// Returns the config with the CPUs and the memory that the machine was started with, where the config says that, or what it had grown
+/// to: both are the same VM.
+fn as_saved(config: &MachineConfig, saved: &Details) -> MachineConfig {
+    let mut config = config.clone();
+    let (cpus, max_cpus) = saved.shape.cpus;
+    let added = u32::try_from(saved.placement.added_cpus.len()).unwrap_or(u32::MAX);
+    if config.max_cpus == max_cpus && config.cpus == cpus.saturating_add(added) {
+        config.cpus = cpus;
+    }
+    let (memory, max_memory) = saved.shape.memory;
+    let grown = memory.saturating_add(saved.placement.added_memory);
+    if config.max_memory.get() == max_memory && config.memory.get() == grown {
+        config.memory = Bytes::new(memory);
+    }
+    config
+}
+
 /// Reads `major.minor` of a version.
 fn major_minor(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.').map(|part| part.parse().ok());
@@ -143,7 +161,8 @@ impl Restore for QemuDriver {
         if !reasons.is_empty() {
             return reasons;
         }
-        let planned = match plan::plan(config, &host) {
+        let config = &as_saved(config, &then);
+        let planned = match plan::plan(config, &host, &then.placement) {
             Ok(planned) => planned,
             Err(error) => return own(error),
         };
@@ -171,7 +190,8 @@ impl Restore for QemuDriver {
         let host = self.host().await;
         self.require_supported(config, &host)?;
         let then = read_details(saved)?;
-        let mut plan = plan::plan(config, &host)?;
+        let config = &as_saved(config, &then);
+        let mut plan = plan::plan(config, &host, &then.placement)?;
         if let Some(difference) = plan.shape.differences(&then.shape).first() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
