@@ -17,6 +17,7 @@ use super::board::Board;
 use super::host::{Emulator, QemuHost};
 use crate::driver::{BootConfig, DiskConfig, MachineConfig, NicConfig};
 use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, Sidecar};
+use crate::drivers::uuid::uuid;
 use crate::error::{Error, Result};
 use crate::spec::{DiskFormat, Protocol};
 
@@ -466,22 +467,4 @@ fn shares(
         );
     }
     Ok(sidecars)
-}
-
-/// Writes 32 hexadecimal digits as a UUID.
-fn uuid(id: &str) -> Result<String> {
-    if id.len() != 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(Error::new(
-            ErrorKind::BadInput,
-            format!("the VM's id {id:?} is not 32 hexadecimal digits"),
-        ));
-    }
-    Ok(format!(
-        "{}-{}-{}-{}-{}",
-        &id[..8],
-        &id[8..12],
-        &id[12..16],
-        &id[16..20],
-        &id[20..]
-    ))
 }
