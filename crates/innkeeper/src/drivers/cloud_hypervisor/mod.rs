@@ -55,7 +55,7 @@ const MACHINE: &str = "cloud-hypervisor";
 pub struct CloudHypervisorOptions {
     /// Directories in which `cloud-hypervisor` and `swtpm` are looked for, in this order.
     pub path: Vec<PathBuf>,
-    /// How CPUs are run, if that was told: anything but `kvm` rules this driver out.
+    /// How CPUs are run, if that was told: `kvm` without trying it; anything else rules this driver out.
     pub accel_override: Option<String>,
     /// Files that may be UEFI firmware made for Cloud Hypervisor, in order of preference.
     pub firmware_candidates: Vec<PathBuf>,

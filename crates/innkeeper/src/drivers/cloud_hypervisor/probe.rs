@@ -128,7 +128,9 @@ fn kvm(options: &CloudHypervisorOptions) -> Option<Refusal> {
             reason: format!("this host was told to run CPUs by {other}"),
             fix: Some("unset INNKEEPER_ACCEL, or set it to kvm".to_owned()),
         }),
-        _ => open_kvm().err(),
+        // Asked for, so it is not tried.
+        Some(_) => None,
+        None => open_kvm().err(),
     }
 }
 
