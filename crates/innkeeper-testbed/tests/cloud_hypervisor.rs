@@ -852,7 +852,7 @@ async fn a_launch_that_is_dropped_leaves_nothing() {
 #[tokio::test]
 async fn a_second_launch_is_refused_and_disturbs_nothing() {
     let bench = Bench::fake("");
-    let running = bench.launch().await;
+    let mut running = bench.launch().await;
     let error = bench
         .driver()
         .launch(&bench.config)
@@ -861,6 +861,7 @@ async fn a_second_launch_is_refused_and_disturbs_nothing() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     running.machine.pause().unwrap().pause().await.unwrap();
+    assert_eq!(next(&mut running.events).await, MachineEvent::Paused);
     bench.end(running).await;
 }
 
@@ -892,6 +893,8 @@ async fn real_a_guest_resets_and_its_log_is_kept() {
     }
     bench.marker(3).await;
     running.machine.kill().await.unwrap();
+    // Resets that were told before the end.
+    while !matches!(next(&mut running.events).await, MachineEvent::Exited(_)) {}
     bench.nothing_left();
 }
 
@@ -1073,5 +1076,7 @@ async fn real_a_tpm_is_there() {
     let why = running.machine.suspend().unwrap().obstacle().await.unwrap();
     assert_eq!(why.unwrap().field, "tpm");
     running.machine.kill().await.unwrap();
+    // Resets that were told before the end.
+    while !matches!(next(&mut running.events).await, MachineEvent::Exited(_)) {}
     bench.nothing_left();
 }

@@ -517,9 +517,9 @@ impl Machine {
             );
         };
         for disk in list(&config["disks"]) {
-            if !disk["path"]
+            if disk["path"]
                 .as_str()
-                .is_some_and(|path| File::open(path).is_ok())
+                .is_none_or(|path| File::open(path).is_err())
             {
                 return refused(
                     500,

@@ -55,8 +55,11 @@ const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 /// How long the end of the pipe or of the control socket may precede the end of the process.
 const END_GRACE: Duration = Duration::from_millis(500);
 
-/// A sidecar that ended sooner than this after its start is not started once more until the guest boots anew.
+/// A sidecar that ended sooner than this after its start counts as one that can't serve.
 const SIDECAR_GRACE: Duration = Duration::from_secs(1);
+
+/// How often a sidecar that can't serve is started all the same while the guest boots anew: it ends with every connection.
+const SIDECAR_STARTS: u32 = 3;
 
 /// What the machine and its supervisor share.
 pub(super) struct Shared {
@@ -276,6 +279,7 @@ fn supervise(
         .map(|sidecar| Sidecar {
             process: Process::open(&sidecar.process).ok().flatten(),
             started: Instant::now(),
+            starts: 0,
             how: sidecar.clone(),
         })
         .collect();
@@ -308,6 +312,8 @@ fn supervise(
 struct Sidecar {
     process: Option<Process>,
     started: Instant,
+    /// How often it may be started though it ended too soon.
+    starts: u32,
     how: RunningSidecar,
 }
 
@@ -445,6 +451,7 @@ impl Supervisor {
     /// The guest boots anew: the hypervisor connects once more, and virtiofsd ends when it is disconnected.
     fn replace_sidecars(&mut self) {
         for index in 0..self.sidecars.len() {
+            self.sidecars[index].starts = SIDECAR_STARTS;
             if self.sidecars[index].process.is_none() {
                 self.start_sidecar(index);
             }
@@ -455,6 +462,9 @@ impl Supervisor {
         let sidecar = &mut self.sidecars[index];
         sidecar.process = None;
         if sidecar.started.elapsed() >= SIDECAR_GRACE {
+            self.start_sidecar(index);
+        } else if sidecar.starts > 0 {
+            sidecar.starts -= 1;
             self.start_sidecar(index);
         }
     }
