@@ -15,6 +15,8 @@ use innkeeper_image::{Store, disk};
 use serde::Serialize;
 
 use crate::driver::Driver;
+#[cfg(target_os = "linux")]
+use crate::drivers::cloud_hypervisor::{CloudHypervisorDriver, CloudHypervisorOptions};
 use crate::drivers::qemu::{QemuDriver, QemuOptions};
 use crate::engine::{Agents, Engine, Way};
 use crate::error::{Error, Result};
@@ -201,10 +203,18 @@ impl HostBuilder {
         }
         let mut drivers = self.drivers;
         drivers.push(Arc::new(QemuDriver::new(QemuOptions {
-            accel_override: self.accel,
+            accel_override: self.accel.clone(),
             cache: Some(root.home().join("cache/qemu.json")),
-            ..QemuOptions::of(search_path.clone(), boot_id)
+            ..QemuOptions::of(search_path.clone(), &boot_id)
         })));
+        #[cfg(target_os = "linux")]
+        drivers.push(Arc::new(CloudHypervisorDriver::new(
+            CloudHypervisorOptions {
+                accel_override: self.accel,
+                cache: Some(root.home().join("cache/cloud-hypervisor.json")),
+                ..CloudHypervisorOptions::of(search_path.clone(), boot_id)
+            },
+        )));
         let images = Store::open(root.image_store())?;
         Ok(Host {
             engine: Engine {

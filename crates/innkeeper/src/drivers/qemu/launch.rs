@@ -8,7 +8,7 @@
 //!
 //! The sockets listen before QEMU exists, so connecting never has to be tried again.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::Path;
@@ -25,8 +25,8 @@ use super::process::ProcessIdentity;
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::record::{Record, log_tail};
 use super::restore::Incoming;
-use crate::driver::{BootConfig, MachineConfig};
-use crate::drivers::start::{Output, Undo, open_log, spawn, take_lock};
+use crate::driver::MachineConfig;
+use crate::drivers::start::{Output, Undo, open_log, require_files, spawn, take_lock};
 use crate::error::{Error, Result};
 use crate::spec::{Bytes, ForwardSpec, Protocol};
 
@@ -223,51 +223,6 @@ fn ended_early(config: &MachineConfig, log_start: u64, status: Option<ExitStatus
             config.name
         ),
     )
-}
-
-fn require_files(config: &MachineConfig) -> Result<()> {
-    let mut files: Vec<(&str, &Path)> = Vec::new();
-    if let BootConfig::Direct { kernel, initrd, .. } = &config.boot {
-        files.push(("kernel", kernel));
-        files.extend(initrd.as_deref().map(|initrd| ("initrd", initrd)));
-    }
-    files.extend(
-        config
-            .disks
-            .iter()
-            .map(|disk| ("disk", disk.path.as_path())),
-    );
-    files.extend(
-        config
-            .drives
-            .iter()
-            .filter_map(|drive| Some(("medium", drive.medium.as_ref()?.path.as_path()))),
-    );
-    for (what, path) in files {
-        File::open(path).map_err(|error| {
-            Error::io(
-                format!(
-                    "the {what} {} of VM {} can't be opened",
-                    path.display(),
-                    config.name
-                ),
-                error,
-            )
-        })?;
-    }
-    for share in &config.shares {
-        std::fs::read_dir(&share.host).map_err(|error| {
-            Error::io(
-                format!(
-                    "the shared folder {} of VM {} can't be opened",
-                    share.host.display(),
-                    config.name
-                ),
-                error,
-            )
-        })?;
-    }
-    Ok(())
 }
 
 /// Binds every forwarded port once, so that one in use is told by its number rather than by a log.

@@ -23,6 +23,7 @@ use super::ports::{Placement, Ports, port_of};
 use super::shape::Shape;
 use crate::driver::{BootConfig, DiskConfig, MachineConfig};
 use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, Sidecar};
+use crate::drivers::uuid::uuid;
 use crate::error::{Error, Result};
 use crate::spec::{DiskBus, DiskFormat, MemoryKind};
 
@@ -495,22 +496,4 @@ fn shares(
         );
     }
     Ok(sidecars)
-}
-
-/// Writes 32 hexadecimal digits as a UUID.
-fn uuid(id: &str) -> Result<String> {
-    if id.len() != 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(Error::new(
-            ErrorKind::BadInput,
-            format!("the VM's id {id:?} is not 32 hexadecimal digits"),
-        ));
-    }
-    Ok(format!(
-        "{}-{}-{}-{}-{}",
-        &id[..8],
-        &id[8..12],
-        &id[12..16],
-        &id[16..20],
-        &id[20..]
-    ))
 }

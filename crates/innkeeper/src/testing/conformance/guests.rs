@@ -155,6 +155,53 @@ impl Guest for TinyGuest {
     }
 }
 
+/// A guest of a hundred bytes that prints a marker ([`crate::testing::pvh`]): it has nothing that can be talked to.
+#[derive(Debug, Default)]
+pub struct PvhGuest;
+
+#[async_trait]
+impl Guest for PvhGuest {
+    fn has(&self, part: Part) -> Result<(), String> {
+        let what = match part {
+            Part::Agent => "agent",
+            Part::Mounts => "disks that it mounts",
+            Part::Network => "network",
+            // Its marker is in the log, but nothing can be written to its console.
+            Part::Console => "console that a command can write to",
+        };
+        Err(format!("the PVH test guest has no {what}"))
+    }
+
+    fn can(&self, _: Act) -> Result<(), String> {
+        Err("the PVH test guest takes no orders while it runs".to_owned())
+    }
+
+    fn words(&self, word: Word) -> Option<&'static str> {
+        // It stands still, and knows no power button.
+        (word == Word::Deaf).then_some("deaf")
+    }
+
+    async fn act(&self, _: &Host, _: &VmInfo, act: Act) -> Verdict {
+        Err(Failure::new(format!("the PVH test guest can't do {act:?}")))
+    }
+
+    async fn power_off_soon(&self, _: &Host, _: &VmInfo) -> Verdict {
+        Err(Failure::new("the PVH test guest takes no orders"))
+    }
+
+    fn scratch(&self) -> PathBuf {
+        PathBuf::from("/")
+    }
+
+    fn console(&self, _: &Host, _: &VmInfo) -> PathBuf {
+        PathBuf::from("/dev/console")
+    }
+
+    fn listener(&self) -> Verdict<(Vec<String>, u16)> {
+        Err(Failure::new("the PVH test guest runs no commands"))
+    }
+}
+
 /// The guest of the fake hypervisor: its agent is the real one, run on this computer.
 #[derive(Debug)]
 pub struct FakeGuest {

@@ -21,7 +21,7 @@ use std::pin::Pin;
 use innkeeper_api::{Capability, DriverReport};
 
 pub use context::{Context, Open, Setup};
-pub use guests::{Act, FakeGuest, Guest, Part, TinyGuest, Word};
+pub use guests::{Act, FakeGuest, Guest, Part, PvhGuest, TinyGuest, Word};
 
 /// What a trial needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
