@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::driver::Driver;
 use crate::drivers::qemu::{QemuDriver, QemuOptions};
+use crate::drivers::vz::VzDriver;
 use crate::engine::{Agents, Engine, Way};
 use crate::error::{Error, Result};
 use crate::guest::GuestChannel;
@@ -203,8 +204,10 @@ impl HostBuilder {
         drivers.push(Arc::new(QemuDriver::new(QemuOptions {
             accel_override: self.accel,
             cache: Some(root.home().join("cache/qemu.json")),
-            ..QemuOptions::of(search_path.clone(), boot_id)
+            ..QemuOptions::of(search_path.clone(), boot_id.clone())
         })));
+        // After QEMU, since nobody has run it yet: where both can, the one that was tried is taken.
+        drivers.push(Arc::new(VzDriver::new(boot_id)));
         let images = Store::open(root.image_store())?;
         Ok(Host {
             engine: Engine {

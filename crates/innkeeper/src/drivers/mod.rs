@@ -3,3 +3,4 @@
 #[cfg(all(feature = "testing", target_os = "linux"))]
 pub mod fake;
 pub mod qemu;
+pub mod vz;
