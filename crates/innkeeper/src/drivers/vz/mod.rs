@@ -32,6 +32,10 @@ use crate::driver::{Driver, MachineConfig, Restore, Running, SavedMachine};
 use crate::error::{Error, Result};
 use crate::spec::Arch;
 
+/// The main thread's loop, for what macOS allows there alone. A keeper runs beside it.
+#[cfg(target_os = "macos")]
+pub use innkeeper_vz::main_loop;
+
 pub use self::host::{OLDEST, Version, VzHost};
 pub use self::plan::{AGENT_PORT, MacGuest, SERIAL, disk_image, mac_guest, plan, stick_uuid};
 
