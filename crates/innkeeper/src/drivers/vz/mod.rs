@@ -14,6 +14,7 @@ mod check;
 mod host;
 #[cfg(target_os = "macos")]
 mod macos;
+mod needs;
 pub mod objects;
 mod plan;
 #[cfg(test)]
@@ -37,6 +38,7 @@ use crate::spec::Arch;
 pub use innkeeper_vz::main_loop;
 
 pub use self::host::{OLDEST, Version, VzHost};
+pub use self::needs::Requirement;
 pub use self::plan::{AGENT_PORT, MacGuest, SERIAL, disk_image, mac_guest, plan, stick_uuid};
 
 /// Name that specs and people use.

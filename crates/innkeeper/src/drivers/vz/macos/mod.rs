@@ -2,6 +2,7 @@
 //!
 //! Nothing is decided here that a plan could say.
 
+mod extensions;
 mod launch;
 mod machine;
 mod walk;
