@@ -62,7 +62,8 @@ pub(super) struct Shared {
     pub(super) build: String,
     pid: u32,
     expected: AtomicBool,
-    sender: mpsc::UnboundedSender<MachineEvent>,
+    /// There until the end has been told.
+    sender: Mutex<Option<mpsc::UnboundedSender<MachineEvent>>>,
     /// Set by who wants the machine to be let go of.
     end: watch::Sender<bool>,
     /// Set when that has been done.
@@ -82,14 +83,16 @@ impl Shared {
     }
 
     pub(super) fn tell(&self, event: MachineEvent) {
-        // Nobody listens: the machine goes on all the same.
-        let _ = self.sender.send(event);
+        if let Some(sender) = &*locked(&self.sender) {
+            // Nobody listens: the machine goes on all the same.
+            let _ = sender.send(event);
+        }
     }
 
     /// Lets go of the machine and waits until that has been done.
     async fn end(&self) {
         self.end.send_replace(true);
-        // Fails only if the supervisor is gone, and the machine with it.
+        // It does not fail: the sender is ours. The supervisor ends in no other way than by setting it.
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
     }
 }
@@ -109,7 +112,7 @@ pub(super) fn supervise(launched: Launched) -> Result<Running> {
         build: launched.build,
         pid: launched.record.pid,
         expected: AtomicBool::new(false),
-        sender,
+        sender: Mutex::new(Some(sender)),
         end: watch::Sender::new(false),
         ended: watch::Sender::new(false),
     });
@@ -201,6 +204,7 @@ impl Supervisor {
             expected: shared.expected.load(Ordering::SeqCst),
             log_tail,
         }));
+        locked(&shared.sender).take();
         shared.ended.send_replace(true);
     }
 }

@@ -53,12 +53,21 @@ fn vz_error(error: VzError, message: impl Into<String>) -> Error {
         VzErrorKind::Gone | VzErrorKind::NetworkBlockDevice => ErrorKind::Unreachable,
         _ => ErrorKind::Failure,
     };
-    let limit = error.kind() == VzErrorKind::LimitExceeded;
+    let hint = match error.kind() {
+        VzErrorKind::LimitExceeded => {
+            Some("stop another VM: macOS allows two macOS guests at a time")
+        }
+        // The reason is in prose alone, and the commonest one is that every machine is refused.
+        VzErrorKind::InvalidConfiguration => Some(
+            "a program that is not signed with the entitlement com.apple.security.virtualization may run no machine",
+        ),
+        _ => None,
+    };
     let error = Error::new(kind, message).with_source(error);
-    if limit {
-        return error.with_hint("stop another VM: macOS allows two macOS guests at a time");
+    match hint {
+        Some(hint) => error.with_hint(hint),
+        None => error,
     }
-    error
 }
 
 /// A running machine, for whoever ends it without its keeper.
