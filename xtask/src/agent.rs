@@ -143,13 +143,17 @@ fn build_one(target: &AgentTarget, directory: &Path) -> Result<Outcome> {
 }
 
 /// Where the std of a target is.
-enum Sysroot {
+pub(crate) enum Sysroot {
+    /// In the toolchain itself.
     Installed,
+    /// In a sysroot of its own.
     At(String),
+    /// Nowhere.
     Missing,
 }
 
-fn sysroot_of(triple: &str) -> Result<Sysroot> {
+/// Finds the std of a target.
+pub(crate) fn sysroot_of(triple: &str) -> Result<Sysroot> {
     if std_is_installed(triple)? {
         return Ok(Sysroot::Installed);
     }

@@ -143,6 +143,7 @@ impl Bench {
             vsock: None,
             nested: false,
             isolation: Isolation::Isolated,
+            platform: at("platform"),
             paths: MachinePaths {
                 sockets: at("sockets"),
                 run: at("run"),

@@ -18,6 +18,7 @@ use crate::driver::Driver;
 #[cfg(target_os = "linux")]
 use crate::drivers::cloud_hypervisor::{CloudHypervisorDriver, CloudHypervisorOptions};
 use crate::drivers::qemu::{QemuDriver, QemuOptions};
+use crate::drivers::vz::VzDriver;
 use crate::engine::{Agents, Engine, Way};
 use crate::error::{Error, Result};
 use crate::guest::GuestChannel;
@@ -212,9 +213,11 @@ impl HostBuilder {
             CloudHypervisorOptions {
                 accel_override: self.accel,
                 cache: Some(root.home().join("cache/cloud-hypervisor.json")),
-                ..CloudHypervisorOptions::of(search_path.clone(), boot_id)
+                ..CloudHypervisorOptions::of(search_path.clone(), boot_id.clone())
             },
         )));
+        // After QEMU, since nobody has run it yet: where both can, the one that was tried is taken.
+        drivers.push(Arc::new(VzDriver::new(boot_id)));
         let images = Store::open(root.image_store())?;
         Ok(Host {
             engine: Engine {

@@ -11,3 +11,4 @@ pub mod qemu;
 mod start;
 mod uuid;
 mod virtiofsd;
+pub mod vz;

@@ -59,6 +59,7 @@ fn config() -> MachineConfig {
         vsock: None,
         nested: false,
         isolation: Isolation::Isolated,
+        platform: PathBuf::from("/vms/web/platform"),
         paths: MachinePaths {
             sockets: "/s".into(),
             run: "/vm/run".into(),

@@ -159,6 +159,7 @@ fn full(arch: Arch, machine: &str, boot: BootConfig) -> MachineConfig {
         vsock: None,
         nested: false,
         isolation: Isolation::Isolated,
+        platform: PathBuf::from("/vms/web/platform"),
         paths: MachinePaths {
             sockets: PathBuf::from("/run/inn/web"),
             run: PathBuf::from("/vms/web/run"),
