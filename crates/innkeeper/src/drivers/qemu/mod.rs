@@ -30,6 +30,9 @@ mod record;
 mod tracker;
 mod trial;
 
+#[cfg(feature = "testing")]
+pub use self::qmp::count_messages;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
