@@ -98,7 +98,7 @@ pub(crate) fn sentence(name: &str, change: &SpecChange) -> String {
     }
 }
 
-fn steps(change: &SpecChange) -> Vec<String> {
+pub(crate) fn steps(change: &SpecChange) -> Vec<String> {
     let step = |field: &String| {
         let later = change.restart_required.contains(field);
         let when = if later { " at the next start" } else { "" };
