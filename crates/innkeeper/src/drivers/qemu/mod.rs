@@ -41,6 +41,9 @@ mod suspend;
 mod tracker;
 mod trial;
 
+#[cfg(feature = "testing")]
+pub use self::qmp::count_messages;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
