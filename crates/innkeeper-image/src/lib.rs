@@ -31,6 +31,7 @@ mod progress;
 mod qcow2;
 mod reference;
 mod seed;
+mod sparse;
 pub mod ssh;
 mod store;
 mod tiny;
