@@ -85,7 +85,7 @@ impl Store {
             .len();
         let watch = |step: Step, what: &'static str| {
             move |done: u64| {
-                if done % (64 << 20) == 0 {
+                if done.is_multiple_of(64 << 20) {
                     context.bytes(step, done, Some(total), what);
                 }
                 context.check()

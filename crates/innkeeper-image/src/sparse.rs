@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// How much is read at once.
 const PIECE: usize = 1 << 20;
-const ZEROS: [u8; PIECE] = [0; PIECE];
+static ZEROS: [u8; PIECE] = [0; PIECE];
 
 /// Copies `from` to the new file `to`; returns the SHA-256 of all its bytes, holes included. `watch` hears the bytes so far and may stop
 /// the work.

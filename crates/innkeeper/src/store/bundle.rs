@@ -39,6 +39,9 @@ pub struct Run {
     pub boot_id: String,
     /// When the hypervisor was launched (RFC 3339, UTC).
     pub started: String,
+    /// The same, in milliseconds since that boot.
+    #[serde(default)]
+    pub began_ms: u64,
     /// What the driver needs to adopt the hypervisor; none while it is being launched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<serde_json::Value>,

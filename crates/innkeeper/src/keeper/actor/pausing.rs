@@ -293,12 +293,8 @@ impl Actor {
                 let (driver, news) = (self.context.driver.clone(), self.news.clone());
                 let (bundle, identity) =
                     (self.context.bundle.clone(), self.context.identity.clone());
-                let run = Run {
-                    boot_id: self.context.root.boot_id().to_owned(),
-                    started: timestamp(),
-                    record: None,
-                    ssh_port: self.live.ssh_port,
-                };
+                self.began = Some(since_boot());
+                let run = self.run_begun();
                 self.launching = Some(tokio::spawn(async move {
                     let result = bring_back(driver, &bundle, &config, &saved, run).await;
                     let _ = news.send(News::Launched(Box::new(
