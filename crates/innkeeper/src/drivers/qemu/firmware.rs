@@ -167,8 +167,8 @@ fn select(
 fn has_features(features: &[String], kind: Kind) -> bool {
     let has = |word: &&str| features.iter().any(|feature| feature == word);
     match kind {
-        Kind::Plain => !UNWANTED.iter().any(|word| has(word)),
-        Kind::Secure => SECURE.iter().all(|word| has(word)),
+        Kind::Plain => !UNWANTED.iter().any(has),
+        Kind::Secure => SECURE.iter().all(has),
     }
 }
 
