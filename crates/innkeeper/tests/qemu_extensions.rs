@@ -4,7 +4,7 @@ mod qemu_bench;
 
 use std::time::Instant;
 
-use innkeeper::api::{Capability, ErrorKind};
+use innkeeper::api::{Capability, DriverReport, ErrorKind};
 use innkeeper::driver::{
     BootConfig, ConsoleConfig, DiskConfig, DriveConfig, Driver, MachineEvent, Medium, NicConfig,
     Running, SavedMachine,
@@ -51,7 +51,7 @@ async fn end(mut running: Running) {
 
 async fn pause(running: &mut Running) {
     running.machine.pause().unwrap().pause().await.unwrap();
-    assert_eq!(next(&mut running.events).await, MachineEvent::Paused);
+    assert_eq!(next_but_reset(running).await, MachineEvent::Paused);
 }
 
 /// A bench whose machine has a disk and an interface.
@@ -239,24 +239,72 @@ async fn what_differs_from_a_saved_state_is_named() {
     );
 }
 
-async fn reset(running: &mut Running, serial: &mut UnixStream) {
-    serial.write_all(b"r").await.unwrap();
-    assert_eq!(next(&mut running.events).await, MachineEvent::GuestReset);
+/// Tells whether the driver has a capability here; says why if it has not.
+fn capable(report: &DriverReport, capability: Capability) -> bool {
+    let entry = report
+        .capabilities
+        .iter()
+        .find(|entry| entry.capability == capability)
+        .unwrap();
+    if let Some(reason) = &entry.lacking {
+        println!("without {capability}: {reason}");
+    }
+    entry.lacking.is_none()
 }
 
-/// Takes the detachment, in whichever order it comes with the reset that brought it about.
+#[tokio::test]
+async fn a_starved_watchdog_does_what_it_was_told() {
+    let Some(mut bench) = Bench::new("watchdog").await else {
+        return;
+    };
+    for (index, (action, then)) in [
+        (WatchdogAction::Reset, Some(MachineEvent::GuestReset)),
+        (WatchdogAction::Poweroff, Some(MachineEvent::GuestShutdown)),
+        (WatchdogAction::Pause, Some(MachineEvent::Paused)),
+        (WatchdogAction::Tell, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        bench.config.watchdog = Some(action);
+        std::fs::write(&bench.config.paths.serial_log, b"").unwrap();
+        let mut running = booted(&bench).await;
+        bench.serial().await.write_all(b"w").await.unwrap();
+        let told = next(&mut running.events).await;
+        assert_eq!(told, MachineEvent::WatchdogFired, "{index} {action:?}");
+        if let Some(then) = then {
+            assert_eq!(next(&mut running.events).await, then, "{action:?}");
+        } else {
+            let mut serial = bench.serial().await;
+            assert_eq!(count(&mut serial).await, b'1', "it runs on");
+        }
+        if action == WatchdogAction::Poweroff {
+            // Whoever comes later finds it off as well.
+            let record = running.record.clone();
+            drop(running);
+            running = bench.driver().adopt(&bench.config, &record).await.unwrap();
+            let found = next(&mut running.events).await;
+            assert_eq!(found, MachineEvent::GuestShutdown);
+        }
+        end(running).await;
+    }
+}
+
+/// Takes the next event that is no reset: of two resets within half a second one is told.
+async fn next_but_reset(running: &mut Running) -> MachineEvent {
+    loop {
+        let event = next(&mut running.events).await;
+        if event != MachineEvent::GuestReset {
+            return event;
+        }
+    }
+}
+
+/// Resets the guest, and waits until what it was asked to let go of is gone.
 async fn detached_by_reset(running: &mut Running, serial: &mut UnixStream, name: &str) {
     serial.write_all(b"r").await.unwrap();
-    let mut told = [
-        next(&mut running.events).await,
-        next(&mut running.events).await,
-    ];
-    told.sort_by_key(|event| *event != MachineEvent::GuestReset);
-    let expected = [
-        MachineEvent::GuestReset,
-        MachineEvent::Detached(name.to_owned()),
-    ];
-    assert_eq!(told, expected);
+    let expected = MachineEvent::Detached(name.to_owned());
+    assert_eq!(next_but_reset(running).await, expected);
 }
 
 /// The guest has no driver, so a PCI device goes when the guest is reset, as QEMU does with what was asked for.
@@ -284,7 +332,7 @@ async fn disks_come_and_go_and_come_again() {
         let again = hotplug.attach_disk(&disk).await.unwrap_err();
         assert_eq!(again.kind(), ErrorKind::Conflict, "{again}");
         // The guest finds what is there when it comes up.
-        reset(&mut running, &mut serial).await;
+        serial.write_all(b"r").await.unwrap();
         bench.marker(2 + 2 * round).await;
         let hotplug = running.machine.hotplug().unwrap();
         hotplug.request_detach_disk("data").await.unwrap();
@@ -292,7 +340,13 @@ async fn disks_come_and_go_and_come_again() {
         assert_eq!(again.kind(), ErrorKind::Conflict, "{again}");
         let pending = hotplug.attach_disk(&disk).await.unwrap_err();
         assert_eq!(pending.kind(), ErrorKind::Conflict, "{pending}");
+        let suspend = running.machine.suspend().unwrap();
+        let obstacle = suspend.obstacle().await.unwrap();
+        assert_eq!(obstacle.is_some(), bus == DiskBus::Nvme, "{obstacle:?}");
         detached_by_reset(&mut running, &mut serial, "data").await;
+        // What can't be saved is in the way only while it is there.
+        let suspend = running.machine.suspend().unwrap();
+        assert_eq!(suspend.obstacle().await.unwrap(), None);
         bench.marker(3 + 2 * round).await;
     }
     let hotplug = running.machine.hotplug().unwrap();
@@ -331,7 +385,6 @@ async fn a_usb_stick_goes_at_once() {
     stick.bus = DiskBus::Usb;
     bench.config.disks.push(stick.clone());
     let mut running = booted(&bench).await;
-    let hotplug = running.machine.hotplug().unwrap();
     for _ in 0..2 {
         let hotplug = running.machine.hotplug().unwrap();
         hotplug.request_detach_disk("stick").await.unwrap();
@@ -340,7 +393,6 @@ async fn a_usb_stick_goes_at_once() {
         let hotplug = running.machine.hotplug().unwrap();
         hotplug.attach_disk(&stick).await.unwrap();
     }
-    let _ = hotplug;
     end(running).await;
 }
 
@@ -388,6 +440,10 @@ async fn a_machine_that_grew_is_saved_as_it_is() {
     bench.config.max_cpus = 3;
     bench.config.max_memory = Bytes::mib(192);
     bench.config.memory_target = Some(Bytes::mib(64));
+    let report = bench.driver().probe().await;
+    if capable(&report, Capability::Tpm) {
+        bench.config.tpm = Some(bench.directory.path().join("tpm"));
+    }
     let mut running = booted(&bench).await;
     let mut serial = bench.serial().await;
     let mut attached = Vec::new();
@@ -399,7 +455,7 @@ async fn a_machine_that_grew_is_saved_as_it_is() {
         hotplug.attach_disk(&disk).await.unwrap();
         attached.push(disk);
     }
-    reset(&mut running, &mut serial).await;
+    serial.write_all(b"r").await.unwrap();
     bench.marker(2).await;
     let hotplug = running.machine.hotplug().unwrap();
     hotplug.request_detach_disk("one").await.unwrap();
@@ -598,17 +654,7 @@ async fn qemu_takes_every_fitting() {
         return;
     };
     let report = bench.driver().probe().await;
-    let can = |capability: Capability| {
-        let entry = report
-            .capabilities
-            .iter()
-            .find(|entry| entry.capability == capability)
-            .unwrap();
-        if let Some(reason) = &entry.lacking {
-            println!("without {capability}: {reason}");
-        }
-        entry.lacking.is_none()
-    };
+    let can = |capability| capable(&report, capability);
     let at = |name: &str| bench.directory.path().join(name);
     let disk = |name: &str, bus, cache| {
         std::fs::write(at(name), vec![0; 1 << 20]).unwrap();

@@ -167,7 +167,7 @@ fn select(
 fn has_features(features: &[String], kind: Kind) -> bool {
     let has = |word: &&str| features.iter().any(|feature| feature == word);
     match kind {
-        Kind::Plain => !UNWANTED.iter().any(&has),
+        Kind::Plain => !UNWANTED.iter().any(has),
         Kind::Secure => SECURE.iter().all(has),
     }
 }

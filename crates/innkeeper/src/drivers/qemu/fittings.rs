@@ -124,7 +124,7 @@ pub(super) fn add(builder: &mut Builder, config: &MachineConfig, board: Board) -
         }
         builder.option("-chardev", channel.build());
         builder.device(
-            Device::new("virtconsole", format!("{id}-port"))
+            Device::new("virtserialport", format!("{id}-port"))
                 .on(Some("ports.0"))
                 .set("chardev", id)
                 .set("name", console.name.as_str()),

@@ -202,7 +202,10 @@ fn cpu_model(config: &MachineConfig, board: Board, accelerator: &str) -> String 
     match &config.cpu_model {
         Some(model) => model.clone(),
         // The host's own processor would bring what it needs for virtual machines along.
-        None if accelerator == "kvm" && board == Board::Q35 && !config.nested => {
+        None if accelerator == "kvm"
+            && matches!(board, Board::Q35 | Board::Microvm)
+            && !config.nested =>
+        {
             format!("{},vmx=off,svm=off", board.cpu_model(accelerator))
         }
         None => board.cpu_model(accelerator).to_owned(),

@@ -339,8 +339,7 @@ fn a_restored_machine_has_everything_where_it_was() {
     let placement = Placement {
         ports: Some(7),
         of: [("disk-seed".to_owned(), 5), ("disk-data".to_owned(), 2)].into(),
-        added_memory: 0,
-        added_cpus: Vec::new(),
+        ..Placement::default()
     };
     let plan = plan::plan(&config, &host(), &placement).unwrap();
     assert_eq!(plan.fittings.ports, 7);

@@ -33,7 +33,7 @@ use crate::spec::Arch;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Version of the cache file's meaning.
-const CACHE_VERSION: u32 = 3;
+const CACHE_VERSION: u32 = 4;
 
 /// Name of the program that plays a TPM.
 const SWTPM: &str = "swtpm";
@@ -56,7 +56,7 @@ const DEVICES: [&str; 14] = [
     "tpm-tis-device",
     "usb-bot",
     "usb-storage",
-    "virtconsole",
+    "virtserialport",
     "virtio-balloon-device",
     "virtio-mem-pci",
     "virtio-scsi-device",
@@ -568,8 +568,8 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
                 "this QEMU was built without SCSI drives",
             ),
             Capability::Consoles => missing(
-                emulator.has("virtconsole"),
-                "this QEMU was built without virtio consoles",
+                emulator.has("virtserialport"),
+                "this QEMU was built without virtio ports",
             ),
             Capability::Tpm => missing(
                 host.swtpm.is_some(),

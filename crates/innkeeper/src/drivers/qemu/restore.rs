@@ -137,6 +137,14 @@ fn major_minor(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()??, parts.next()??))
 }
 
+/// Returns whether a machine type stays what it is in later versions of QEMU, which its name then ends with.
+fn is_versioned(machine: &str) -> bool {
+    machine
+        .rsplit('-')
+        .next()
+        .is_some_and(|last| last.starts_with(|c: char| c.is_ascii_digit()))
+}
+
 #[async_trait]
 impl Restore for QemuDriver {
     fn check_saved(
@@ -182,6 +190,20 @@ impl Restore for QemuDriver {
                 )),
             });
         }
+        if let Some(emulator) = host.emulator(config.arch)
+            && !is_versioned(&config.machine)
+            && let now = (emulator.version.0, emulator.version.1)
+            && major_minor(&saved.version) != Some(now)
+        {
+            reasons.push(Unsupported {
+                field: "machine".to_owned(),
+                reason: format!(
+                    "machine type {} changes from version to version, and the state was saved by QEMU {}, which is not the {}.{} of this host",
+                    config.machine, saved.version, now.0, now.1
+                ),
+                hint: Some("discard the saved state and boot; machine: q35 keeps from version to version".to_owned()),
+            });
+        }
         reasons.extend(planned.shape.differences(&then.shape));
         reasons
     }
@@ -216,5 +238,7 @@ mod tests {
         assert_eq!(major_minor("10.0.2"), Some((10, 0)));
         assert_eq!(major_minor("7.2.22 (Debian)"), Some((7, 2)));
         assert_eq!(major_minor("ten"), None);
+        assert!(is_versioned("pc-q35-10.0") && is_versioned("virt-7.2"));
+        assert!(!is_versioned("microvm") && !is_versioned("virt"));
     }
 }
