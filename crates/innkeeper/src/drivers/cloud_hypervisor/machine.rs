@@ -3,7 +3,7 @@
 //! ```text
 //!  pipe ── events, its end ───────────► supervise ──► MachineEvent ... Exited
 //!  pidfd ─ readable ──────────────────►     │ reaps the child, ends the sidecars, removes the sockets
-//!  a call that was not answered in time ►   │ control lost; asks anew until it answers: control back
+//!  a call or ping without an answer ───►     │ control lost; asks anew until it answers: control back
 //!  sidecar's pidfd ───────────────────►     └ starts another in its place
 //!  Machine (asks) ── one connection a call ──► Cloud Hypervisor
 //! ```
@@ -12,7 +12,7 @@
 //! hypervisor runs on, for another process to adopt; what it tells meanwhile waits in the pipe.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ use super::plan::{disk_of, listening};
 use super::process::{Process, ProcessIdentity};
 use super::record::{Record, RunningSidecar};
 use super::tracker::{Outcome, Tracker};
-use super::wire::{VmInfo, VmState};
+use super::wire::{Ping, VmInfo, VmState};
 use crate::driver::{
     Balloon, BlockStatistics, Channel, ExitReport, Hotplug, Machine, MachineConfig, MachineEvent,
     Pause, Resize, Running, Suspend, Vsock,
@@ -48,6 +48,9 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long an adopted hypervisor may take to answer.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(4);
+
+/// How often one that nobody asks anything is pinged, and how long its answer may take.
+const HEARTBEAT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
 
 /// Waits between two attempts to get an answer: first, and longest.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
@@ -69,6 +72,8 @@ pub(super) struct Shared {
     pub(super) client: Client,
     expected: AtomicBool,
     log_start: u64,
+    /// Calls that are under way. Each tells by its own deadline whether it is answered; a long one keeps a ping waiting.
+    under_way: AtomicUsize,
     /// Tells the supervisor that a call was not answered in time.
     unanswered: mpsc::UnboundedSender<String>,
     /// Identifiers of devices that the guest was asked to let go of.
@@ -82,7 +87,11 @@ impl Shared {
         what: &str,
         call: impl Future<Output = Result<T, ApiError>>,
     ) -> Result<T> {
-        call.await.map_err(|error| {
+        let answer = {
+            let _under_way = UnderWay::begin(&self.under_way);
+            call.await
+        };
+        answer.map_err(|error| {
             if matches!(error, ApiError::Deadline(_)) {
                 let _ = self.unanswered.send(format!(
                     "Cloud Hypervisor did not answer when it was asked to {what}"
@@ -103,6 +112,22 @@ impl Shared {
             self.client.get("vm.info", CALL_DEADLINE),
         )
         .await
+    }
+}
+
+/// Counts a call for as long as it is under way, even if its future is dropped.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl<'a> UnderWay<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        UnderWay(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -290,6 +315,7 @@ fn supervise(
         client,
         expected: AtomicBool::new(false),
         log_start,
+        under_way: AtomicUsize::new(0),
         unanswered,
         detaching: Mutex::default(),
     });
@@ -336,6 +362,16 @@ async fn sidecar_gone(sidecars: &[Sidecar]) -> usize {
     futures_util::future::select_all(gone).await.0
 }
 
+/// Asks whether it is there, and complains if it does not say so.
+async fn ping(shared: Arc<Shared>) {
+    let call = shared.client.get::<Ping>("vmm.ping", HEARTBEAT.1);
+    tokio::select! {
+        // How it ends does not matter: a complaint has been made, or the end of the process is on its way.
+        _ = shared.answered("answer a ping", call) => {}
+        _ = shared.process.gone() => {}
+    }
+}
+
 struct Supervisor {
     shared: Arc<Shared>,
     children: Children,
@@ -349,6 +385,9 @@ impl Supervisor {
         let shared = self.shared.clone();
         let listener = self.sender.clone();
         let mut pipe_open = true;
+        let mut heartbeat = tokio::time::interval(HEARTBEAT.0);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        heartbeat.reset();
         loop {
             tokio::select! {
                 // What the hypervisor said before it ended is told before its end.
@@ -381,6 +420,12 @@ impl Supervisor {
                     }
                 }
                 index = sidecar_gone(&self.sidecars) => self.replace_sidecar(index),
+                // poll: it answers. There is no connection whose end would tell that it hangs.
+                _ = heartbeat.tick() => {
+                    if shared.under_way.load(Ordering::SeqCst) == 0 {
+                        tokio::spawn(ping(shared.clone()));
+                    }
+                }
             }
         }
     }
