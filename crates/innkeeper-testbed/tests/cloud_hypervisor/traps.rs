@@ -223,6 +223,15 @@ async fn a_power_off_before_the_answer_is_a_power_off() {
 }
 
 #[tokio::test]
+async fn a_power_off_whose_event_is_lost_is_told_all_the_same() {
+    let bench = Bench::fake("events=lost button=power-off");
+    let mut running = bench.launch().await;
+    running.machine.power_button().await.unwrap();
+    assert_eq!(next(&mut running.events).await, MachineEvent::GuestShutdown);
+    bench.end(running).await;
+}
+
+#[tokio::test]
 async fn a_crash_that_looks_like_a_power_off_is_told_as_an_end() {
     let bench = Bench::fake("button=crash");
     let mut running = bench.launch().await;
