@@ -12,6 +12,7 @@
 
 mod boot;
 mod circumstances;
+mod cloud;
 mod commands;
 mod copy;
 mod installation;
@@ -63,6 +64,8 @@ enum Bench {
     Exec(InnArguments),
     /// `inn create` from a 10 GiB image, against `qemu-img create -b`.
     Create(InnArguments),
+    /// `inn run` against Cloud Hypervisor's own interface called in a row.
+    CloudHypervisor(InnArguments),
     /// All of them, one table, and docs/benchmarks.md.
     All(CopyArguments),
 }
@@ -103,6 +106,9 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         Bench::Ls(arguments) => single("ls", arguments, Pace::Quick, commands::ls),
         Bench::Exec(arguments) => single("exec", arguments, Pace::Quick, commands::exec),
         Bench::Create(arguments) => single("create", arguments, Pace::Quick, commands::create),
+        Bench::CloudHypervisor(arguments) => {
+            single("cloud-hypervisor", arguments, Pace::Slow, cloud::run)
+        }
         Bench::All(arguments) => all(arguments),
     }
 }
@@ -157,6 +163,7 @@ fn all(arguments: &CopyArguments) -> Result<()> {
         ("boot", slow, Box::new(boot::run)),
         ("run", slow, Box::new(start::run)),
         ("kill", slow, Box::new(kill::run)),
+        ("cloud-hypervisor", slow, Box::new(cloud::run)),
         ("version", quick, Box::new(commands::version)),
         ("ls", quick, Box::new(commands::ls)),
         ("exec", quick, Box::new(commands::exec)),

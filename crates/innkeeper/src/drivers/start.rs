@@ -36,6 +36,7 @@ pub(super) enum DescriptorRole {
     /// A unix stream socket that listens at a path.
     Listener(PathBuf),
     /// A named pipe, both of whose ends the process holds: it never sees its reader go.
+    #[cfg(target_os = "linux")]
     Pipe(PathBuf),
     /// A lock file, locked, held by nobody else after the start.
     Lock(PathBuf),
@@ -179,6 +180,7 @@ pub(super) fn spawn(
     for descriptor in descriptors {
         let parent: OwnedFd = match &descriptor.role {
             DescriptorRole::Listener(path) => listen(path, undo)?.into(),
+            #[cfg(target_os = "linux")]
             DescriptorRole::Pipe(path) => make_pipe(path, undo)?.into(),
             DescriptorRole::Lock(_) => match lock.take() {
                 Some(lock) => lock.into(),
@@ -231,6 +233,7 @@ pub(super) fn listen(path: &Path, undo: &mut Undo) -> Result<UnixListener> {
 }
 
 /// Makes a named pipe, in place of one that was left, and opens both its ends.
+#[cfg(target_os = "linux")]
 fn make_pipe(path: &Path, undo: &mut Undo) -> Result<File> {
     use rustix::fs::{CWD, FileType, Mode};
     let cannot = |error| Error::io(format!("can't make the pipe {}", path.display()), error);

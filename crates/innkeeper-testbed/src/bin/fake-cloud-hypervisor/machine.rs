@@ -133,6 +133,10 @@ pub fn run(script: Script) -> io::Result<()> {
 
 impl Machine {
     fn event(&mut self, source: &str, event: &str, id: Option<&str>) {
+        if self.script.is("events", "lost") {
+            // As if the pipe were full.
+            return;
+        }
         let noise = if self.script.is("events", "noisy") {
             "{ no event }\n\u{1}{\"other\": {}}\n"
         } else {

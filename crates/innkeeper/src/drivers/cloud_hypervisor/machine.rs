@@ -3,7 +3,7 @@
 //! ```text
 //!  pipe ── events, its end ───────────► supervise ──► MachineEvent ... Exited
 //!  pidfd ─ readable ──────────────────►     │ reaps the child, ends the sidecars, removes the sockets
-//!  a call that was not answered in time ►   │ control lost; asks anew until it answers: control back
+//!  a call without an answer ──────────►     │ control lost; asks anew until it answers: control back
 //!  sidecar's pidfd ───────────────────►     └ starts another in its place
 //!  Machine (asks) ── one connection a call ──► Cloud Hypervisor
 //! ```
@@ -12,7 +12,7 @@
 //! hypervisor runs on, for another process to adopt; what it tells meanwhile waits in the pipe.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,9 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long an adopted hypervisor may take to answer.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(4);
 
+/// How often one that nobody asks anything is asked for its state, and how long its answer may take.
+const HEARTBEAT: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
+
 /// Waits between two attempts to get an answer: first, and longest.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
@@ -61,6 +64,14 @@ const SIDECAR_GRACE: Duration = Duration::from_secs(1);
 /// How often a sidecar that can't serve is started all the same while the guest boots anew: it ends with every connection.
 const SIDECAR_STARTS: u32 = 3;
 
+/// What calls let the supervisor know.
+enum Notice {
+    /// A call was not answered in time.
+    Unanswered(String),
+    /// The machine is powered off. Its event says so as well, unless it was lost.
+    PoweredOff,
+}
+
 /// What the machine and its supervisor share.
 pub(super) struct Shared {
     pub(super) config: MachineConfig,
@@ -69,8 +80,9 @@ pub(super) struct Shared {
     pub(super) client: Client,
     expected: AtomicBool,
     log_start: u64,
-    /// Tells the supervisor that a call was not answered in time.
-    unanswered: mpsc::UnboundedSender<String>,
+    /// Calls that are under way. Each tells by its own deadline whether it is answered; a long one keeps others waiting.
+    under_way: AtomicUsize,
+    notices: mpsc::UnboundedSender<Notice>,
     /// Identifiers of devices that the guest was asked to let go of.
     pub(super) detaching: Mutex<HashSet<String>>,
 }
@@ -82,11 +94,15 @@ impl Shared {
         what: &str,
         call: impl Future<Output = Result<T, ApiError>>,
     ) -> Result<T> {
-        call.await.map_err(|error| {
+        let answer = {
+            let _under_way = UnderWay::begin(&self.under_way);
+            call.await
+        };
+        answer.map_err(|error| {
             if matches!(error, ApiError::Deadline(_)) {
-                let _ = self.unanswered.send(format!(
+                let _ = self.notices.send(Notice::Unanswered(format!(
                     "Cloud Hypervisor did not answer when it was asked to {what}"
-                ));
+                )));
             }
             error.while_doing(format!("Cloud Hypervisor did not {what}"))
         })
@@ -103,6 +119,22 @@ impl Shared {
             self.client.get("vm.info", CALL_DEADLINE),
         )
         .await
+    }
+}
+
+/// Counts a call for as long as it is under way, even if its future is dropped.
+struct UnderWay<'a>(&'a AtomicUsize);
+
+impl<'a> UnderWay<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        UnderWay(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -272,7 +304,7 @@ fn supervise(
         let _ = sender.send(event);
     }
     let value = record.to_value()?;
-    let (unanswered, complaints) = mpsc::unbounded_channel();
+    let (notices, noticed) = mpsc::unbounded_channel();
     let sidecars = record
         .sidecars
         .iter()
@@ -290,7 +322,8 @@ fn supervise(
         client,
         expected: AtomicBool::new(false),
         log_start,
-        unanswered,
+        under_way: AtomicUsize::new(0),
+        notices,
         detaching: Mutex::default(),
     });
     let supervisor = Supervisor {
@@ -300,7 +333,7 @@ fn supervise(
         sidecars,
         sender,
     };
-    tokio::spawn(supervisor.run(pipe, complaints));
+    tokio::spawn(supervisor.run(pipe, noticed));
     Ok(Running {
         machine: Box::new(CloudHypervisorMachine { shared }),
         events,
@@ -336,6 +369,19 @@ async fn sidecar_gone(sidecars: &[Sidecar]) -> usize {
     futures_util::future::select_all(gone).await.0
 }
 
+/// Asks whether it is there, and for a power-off whose event was lost. Any other state may be old by the time it is read.
+async fn look(shared: Arc<Shared>) {
+    let call = shared.client.get::<VmInfo>("vm.info", HEARTBEAT.1);
+    let answer = tokio::select! {
+        answer = shared.answered("tell the machine's state", call) => answer,
+        _ = shared.process.gone() => return,
+    };
+    // Why there was none was told by the way.
+    if answer.is_ok_and(|info| info.state == VmState::Created) {
+        let _ = shared.notices.send(Notice::PoweredOff);
+    }
+}
+
 struct Supervisor {
     shared: Arc<Shared>,
     children: Children,
@@ -345,10 +391,13 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(mut self, mut pipe: EventPipe, mut complaints: mpsc::UnboundedReceiver<String>) {
+    async fn run(mut self, mut pipe: EventPipe, mut noticed: mpsc::UnboundedReceiver<Notice>) {
         let shared = self.shared.clone();
         let listener = self.sender.clone();
         let mut pipe_open = true;
+        let mut heartbeat = tokio::time::interval(HEARTBEAT.0);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        heartbeat.reset();
         loop {
             tokio::select! {
                 // What the hypervisor said before it ended is told before its end.
@@ -365,12 +414,18 @@ impl Supervisor {
                 },
                 _ = shared.process.gone() => return self.finish(&mut pipe).await,
                 () = listener.closed() => return,
-                Some(reason) = complaints.recv() => {
+                Some(notice) = noticed.recv() => {
+                    let Notice::Unanswered(reason) = notice else {
+                        if let Some(event) = self.tracker.observe_state(VmState::Created) {
+                            self.tell(event);
+                        }
+                        continue;
+                    };
                     self.tell(MachineEvent::ControlLost(reason));
                     tokio::select! {
                         state = self.ask_again() => {
                             // Complaints of the same silence.
-                            while complaints.try_recv().is_ok() {}
+                            while noticed.try_recv().is_ok() {}
                             self.tell(MachineEvent::ControlBack);
                             if let Some(event) = self.tracker.observe_state(state) {
                                 self.tell(event);
@@ -381,6 +436,12 @@ impl Supervisor {
                     }
                 }
                 index = sidecar_gone(&self.sidecars) => self.replace_sidecar(index),
+                // poll: it answers. There is no connection whose end would tell that it hangs.
+                _ = heartbeat.tick() => {
+                    if shared.under_way.load(Ordering::SeqCst) == 0 {
+                        tokio::spawn(look(shared.clone()));
+                    }
+                }
             }
         }
     }
@@ -422,7 +483,10 @@ impl Supervisor {
                         let ended =
                             tokio::time::timeout(END_GRACE, self.shared.process.gone()).await;
                         if ended.is_err() {
-                            let _ = self.shared.unanswered.send(error.to_string());
+                            let _ = self
+                                .shared
+                                .notices
+                                .send(Notice::Unanswered(error.to_string()));
                         }
                     }
                 }

@@ -172,8 +172,12 @@ impl Guest for PvhGuest {
         Err(format!("the PVH test guest has no {what}"))
     }
 
-    fn can(&self, _: Act) -> Result<(), String> {
-        Err("the PVH test guest takes no orders while it runs".to_owned())
+    fn can(&self, act: Act) -> Result<(), String> {
+        match act {
+            // Its hypervisor is a process of this user, which can be made to stand still.
+            Act::Hang => Ok(()),
+            _ => Err("the PVH test guest takes no orders while it runs".to_owned()),
+        }
     }
 
     fn words(&self, word: Word) -> Option<&'static str> {
@@ -181,8 +185,13 @@ impl Guest for PvhGuest {
         (word == Word::Deaf).then_some("deaf")
     }
 
-    async fn act(&self, _: &Host, _: &VmInfo, act: Act) -> Verdict {
-        Err(Failure::new(format!("the PVH test guest can't do {act:?}")))
+    async fn act(&self, _: &Host, vm: &VmInfo, act: Act) -> Verdict {
+        match act {
+            Act::Hang => super::context::signal(vm.vmm_pid, rustix::process::Signal::STOP),
+            other => Err(Failure::new(format!(
+                "the PVH test guest can't do {other:?}"
+            ))),
+        }
     }
 
     async fn power_off_soon(&self, _: &Host, _: &VmInfo) -> Verdict {
