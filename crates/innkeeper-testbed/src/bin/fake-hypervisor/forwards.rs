@@ -3,12 +3,27 @@
 use std::io;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 
-use innkeeper::drivers::fake::{Plan, PlanForward};
+use innkeeper::drivers::fake::PlanForward;
+
+/// Ports that are forwarded, until they are ended.
+pub(crate) struct Forwards(Vec<TcpListener>);
+
+impl Forwards {
+    /// Forwards no more; what is connected stays.
+    pub(crate) fn end(&mut self) {
+        for listener in self.0.drain(..) {
+            // Wakes who waits in accept(2), which then closes the last descriptor.
+            let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
+        }
+    }
+}
 
 /// Listens on every forwarded port.
-pub(crate) fn start(plan: &Plan) -> io::Result<()> {
-    for PlanForward { host, guest_port } in plan.forwards.clone() {
+pub(crate) fn start(forwards: &[PlanForward]) -> io::Result<Forwards> {
+    let mut listeners = Vec::new();
+    for PlanForward { host, guest_port } in forwards.iter().cloned() {
         let listener = TcpListener::bind(host)?;
+        listeners.push(listener.try_clone()?);
         std::thread::spawn(move || {
             while let Ok((client, _)) = listener.accept() {
                 std::thread::spawn(move || {
@@ -20,7 +35,7 @@ pub(crate) fn start(plan: &Plan) -> io::Result<()> {
             }
         });
     }
-    Ok(())
+    Ok(Forwards(listeners))
 }
 
 fn join(client: &TcpStream, server: &TcpStream) -> io::Result<()> {

@@ -1,7 +1,9 @@
-//! The guest that is not there: its power state, its agent's process, its console.
+//! The guest that is not there: its power state, its memory, its agent's process, its console.
+//!
+//! Its memory is one random word, chosen at boot and printed on the serial console, and again when it comes back from disk.
 //!
 //! ```text
-//!  boot ─► Running ◄──► Paused
+//!  boot ─► Running ◄──► Paused ◄── restored
 //!             │ button, shutdown, poke        (reboot: the agent's process is replaced)
 //!             ▼
 //!            Off ── quit ──► the process ends
@@ -15,22 +17,29 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
-use innkeeper::drivers::fake::{ControlMessage, GuestState, Plan};
+use innkeeper::drivers::fake::{ControlMessage, GuestState, Plan, SavedGuest};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::consoles::Consoles;
+use crate::devices::Devices;
 use crate::run::broken;
+use crate::saving::Saving;
 
 /// What is done to the guest as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     PowerOff,
     Reboot,
+    /// It was restored, and its CPUs run for the first time.
+    Wake,
 }
 
-struct Inside {
-    state: GuestState,
+pub(crate) struct Inside {
+    pub(crate) state: GuestState,
+    pub(crate) memory: String,
+    pub(crate) devices: Devices,
+    pub(crate) saving: Saving,
     agent: Option<Child>,
     /// Takes what happens to the control connection.
     listener: Option<Sender<ControlMessage>>,
@@ -44,31 +53,39 @@ pub(crate) struct Guest {
     inside: Mutex<Inside>,
     orders: Sender<Order>,
     ordered: Mutex<Option<Receiver<Order>>>,
-    /// Length and time of change of each writable disk at the start.
-    disks: Vec<Option<(u64, SystemTime)>>,
+    pub(crate) consoles: Consoles,
 }
 
 impl Guest {
-    pub(crate) fn new(plan: Plan) -> Arc<Guest> {
+    pub(crate) fn new(plan: Plan, restored: Option<SavedGuest>) -> io::Result<Arc<Guest>> {
         let (orders, ordered) = channel();
-        let disks = disk_marks(&plan);
+        let consoles = Consoles::new(&plan)?;
         let inside = Inside {
-            state: GuestState::Running,
+            state: match &restored {
+                Some(_) => GuestState::Paused,
+                None => GuestState::Running,
+            },
+            memory: match &restored {
+                Some(saved) => saved.memory.clone(),
+                None => random_word()?,
+            },
+            devices: Devices::new(&plan)?,
+            saving: Saving::new(&plan, restored.as_ref()),
             agent: None,
             listener: None,
             control: None,
             hangs: false,
         };
-        Arc::new(Guest {
+        Ok(Arc::new(Guest {
             plan,
             inside: Mutex::new(inside),
             orders,
             ordered: Mutex::new(Some(ordered)),
-            disks,
-        })
+            consoles,
+        }))
     }
 
-    fn inside(&self) -> MutexGuard<'_, Inside> {
+    pub(crate) fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -79,7 +96,7 @@ impl Guest {
         inside.state
     }
 
-    fn tell(inside: &Inside, message: ControlMessage) {
+    pub(crate) fn tell(inside: &Inside, message: ControlMessage) {
         if let Some(listener) = &inside.listener {
             // A listener that is gone is replaced by the next connection.
             let _ = listener.send(message);
@@ -93,6 +110,7 @@ impl Guest {
             .create(true)
             .open(&self.plan.serial_log)
             .and_then(|mut log| log.write_all(text.as_bytes()));
+        self.consoles.show(0, text.as_bytes());
         if let Err(error) = written {
             eprintln!("fake: can't write the serial log: {error}");
         }
@@ -115,11 +133,24 @@ impl Guest {
         Ok(())
     }
 
-    /// Starts the guest. Main thread only.
-    pub(crate) fn boot(&self) -> io::Result<()> {
+    /// Starts the guest, unless it was restored: then it stands still. Main thread only.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        let (state, memory) = {
+            let inside = self.inside();
+            (inside.state, inside.memory.clone())
+        };
+        if state == GuestState::Paused {
+            self.print(&format!("fake: memory {memory} (restored)\n"));
+            return Ok(());
+        }
         self.print(&format!("Linux version 0.0 (fake) {}\n", self.plan.name));
+        self.print(&format!("fake: memory {memory}\n"));
+        self.start_agent()
+    }
+
+    /// Starts the guest's agent. Main thread only.
+    fn start_agent(&self) -> io::Result<()> {
         let mut inside = self.inside();
-        inside.state = GuestState::Running;
         if let Some(program) = self
             .plan
             .agent_program
@@ -168,7 +199,20 @@ impl Guest {
                     self.end_agent();
                     self.print("reboot: Restarting system\n");
                     Self::tell(&self.inside(), ControlMessage::Reset);
-                    self.boot()?;
+                    let memory = random_word()?;
+                    {
+                        let mut inside = self.inside();
+                        inside.state = GuestState::Running;
+                        inside.memory = memory;
+                    }
+                    self.begin()?;
+                }
+                Order::Wake => {
+                    self.start_agent()?;
+                    // It may have been paused again meanwhile.
+                    if self.inside().state == GuestState::Paused {
+                        self.signal_agent(Signal::STOP);
+                    }
                 }
                 Order::PowerOff | Order::Reboot => {}
             }
@@ -237,23 +281,46 @@ impl Guest {
         }
     }
 
-    pub(crate) fn pause(&self, wanted: GuestState) -> Result<(), String> {
+    /// Stops the CPUs.
+    pub(crate) fn pause(&self) -> Result<(), String> {
         let mut inside = self.inside();
-        match (inside.state, wanted) {
-            (GuestState::Off, _) => Err("the guest has powered off".to_owned()),
-            (now, wanted) if now == wanted => Err(format!("it is {now:?} already")),
-            (_, wanted) => {
-                inside.state = wanted;
-                Self::tell(&inside, ControlMessage::State(wanted));
-                drop(inside);
-                self.signal_agent(if wanted == GuestState::Paused {
-                    Signal::STOP
-                } else {
-                    Signal::CONT
-                });
-                Ok(())
-            }
+        match inside.state {
+            GuestState::Off => return Err("the guest has powered off".to_owned()),
+            GuestState::Paused => return Err("it is paused already".to_owned()),
+            GuestState::Running => {}
         }
+        inside.state = GuestState::Paused;
+        Self::tell(&inside, ControlMessage::State(GuestState::Paused));
+        drop(inside);
+        self.signal_agent(Signal::STOP);
+        Ok(())
+    }
+
+    /// Continues the CPUs. What was saved of them is worth nothing from here on.
+    pub(crate) fn resume(&self) -> Result<(), String> {
+        let mut inside = self.inside();
+        match inside.state {
+            GuestState::Off => return Err("the guest has powered off".to_owned()),
+            GuestState::Running => return Err("it runs already".to_owned()),
+            GuestState::Paused => {}
+        }
+        if self.plan.script.resume_fail && inside.saving.is_restored() {
+            return Err("can't continue, as told".to_owned());
+        }
+        let woken = inside.saving.let_go(&self.plan);
+        inside.state = GuestState::Running;
+        Self::tell(&inside, ControlMessage::State(GuestState::Running));
+        let left = inside.devices.let_go_of_what_was_asked(&self.plan);
+        for device in left {
+            Self::tell(&inside, ControlMessage::Detached(device));
+        }
+        drop(inside);
+        if woken {
+            self.order(Order::Wake);
+        } else {
+            self.signal_agent(Signal::CONT);
+        }
+        Ok(())
     }
 
     /// Ends the process, if the contract lets whoever asked.
@@ -266,19 +333,18 @@ impl Guest {
 
     /// Nobody but the hypervisor may write to the disks of a guest that runs, and this one never does.
     fn check_disks(&self) {
-        if disk_marks(&self.plan) != self.disks {
-            broken(&self.plan, "somebody else wrote to its disks while it ran");
+        if let Some(name) = self.inside().devices.changed_disk() {
+            broken(
+                &self.plan,
+                &format!("somebody else wrote to its disk {name} while it ran"),
+            );
         }
     }
 }
 
-fn disk_marks(plan: &Plan) -> Vec<Option<(u64, SystemTime)>> {
-    plan.disks
-        .iter()
-        .filter(|disk| !disk.read_only)
-        .map(|disk| {
-            let file = std::fs::metadata(&disk.path).ok()?;
-            Some((file.len(), file.modified().ok()?))
-        })
-        .collect()
+/// Makes a word that no other guest has.
+pub(crate) fn random_word() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
 }

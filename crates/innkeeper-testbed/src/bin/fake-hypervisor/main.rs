@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!  control.sock ── JSON lines ──► control ─┐                       ┌─► serial log
-//!  poke.sock ───── words ───────► pokes ───┼─► guest (power state) ┼─► agent process (real, on this computer)
+//!  poke.sock ───── words ───────► pokes ───┼─► guest (power state, │
+//!  con*.sock ───── bytes ───────► consoles ┤    memory, devices) ──┼─► agent process (real, on this computer)
 //!  agent.sock ──── frames ──────► channel ─┘   ▲ shutdown request  └─► events on the control connection
 //!                                    └─────────┘ is taken out of the frames: the agent must not shut this computer down
 //! ```
@@ -13,13 +14,19 @@
 #[cfg(target_os = "linux")]
 mod channel;
 #[cfg(target_os = "linux")]
+mod consoles;
+#[cfg(target_os = "linux")]
 mod control;
+#[cfg(target_os = "linux")]
+mod devices;
 #[cfg(target_os = "linux")]
 mod forwards;
 #[cfg(target_os = "linux")]
 mod guest;
 #[cfg(target_os = "linux")]
 mod run;
+#[cfg(target_os = "linux")]
+mod saving;
 
 use std::process::ExitCode;
 

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use innkeeper::drivers::fake::{Plan, violated};
+use innkeeper::drivers::fake::{Plan, SavedGuest, violated};
 use rustix::fs::FileType;
 
 use crate::channel;
 use crate::control;
-use crate::forwards;
 use crate::guest::Guest;
+use crate::saving;
 
 /// Longest path of a unix socket that every system takes (macOS: `sun_path` has 104 bytes with the final zero).
 const LONGEST_SOCKET_PATH: usize = 103;
@@ -47,7 +47,16 @@ pub(crate) fn main() -> ExitCode {
         eprintln!("fake: can't start, as told");
         return ExitCode::FAILURE;
     }
-    match serve(plan) {
+    let restored = plan.restore.clone().map(|directory| {
+        // The same, for a restore.
+        std::thread::sleep(Duration::from_millis(plan.script.restore_delay_ms));
+        saving::read(&plan, &directory)
+    });
+    if plan.script.restore_fail && restored.is_some() {
+        eprintln!("fake: can't restore, as told");
+        return ExitCode::FAILURE;
+    }
+    match serve(plan, restored) {
         Ok(never) => match never {},
         Err(error) => {
             eprintln!("fake: {error}");
@@ -83,7 +92,10 @@ pub(crate) fn broken(plan: &Plan, what: &str) -> ! {
 /// Checks what the contract requires of whoever launches.
 fn check(plan: &Plan) {
     let sockets = [&plan.control, &plan.agent, &plan.guest_port, &plan.poke];
-    for path in sockets {
+    for path in sockets
+        .into_iter()
+        .chain(plan.consoles.iter().map(|console| &console.socket))
+    {
         if path.as_os_str().len() > LONGEST_SOCKET_PATH {
             broken(
                 plan,
@@ -96,6 +108,8 @@ fn check(plan: &Plan) {
         .chain(&plan.files)
         .chain(&plan.folders)
         .chain(plan.disks.iter().map(|disk| &disk.path))
+        .chain(plan.drives.iter().filter_map(|drive| drive.medium.as_ref()))
+        .chain(&plan.restore)
     {
         if !path.is_absolute() {
             broken(plan, &format!("the path {} is relative", path.display()));
@@ -103,6 +117,9 @@ fn check(plan: &Plan) {
     }
     for file in &plan.files {
         require(plan, std::fs::File::open(file).map(drop), file);
+    }
+    for medium in plan.drives.iter().filter_map(|drive| drive.medium.as_ref()) {
+        require(plan, std::fs::File::open(medium).map(drop), medium);
     }
     for folder in &plan.folders {
         require(plan, std::fs::read_dir(folder).map(drop), folder);
@@ -113,6 +130,9 @@ fn check(plan: &Plan) {
             .write(!disk.read_only)
             .open(&disk.path);
         require(plan, opened.map(drop), &disk.path);
+    }
+    if plan.max_cpus < plan.cpus || plan.max_memory < plan.memory {
+        broken(plan, "it may be given less than it has");
     }
     if plan.id.len() != 32 || plan.cpus == 0 || plan.memory == 0 {
         broken(plan, "it has no identifier, no CPU or no memory");
@@ -155,7 +175,7 @@ fn require(plan: &Plan, opened: std::io::Result<()>, path: &Path) {
 
 enum Never {}
 
-fn serve(plan: Plan) -> std::io::Result<Never> {
+fn serve(plan: Plan, restored: Option<SavedGuest>) -> std::io::Result<Never> {
     let listen = |path: &Path| {
         let _ = std::fs::remove_file(path);
         UnixListener::bind(path)
@@ -171,15 +191,14 @@ fn serve(plan: Plan) -> std::io::Result<Never> {
         rustix::fs::Mode::from_raw_mode(0o600),
         0,
     )?;
-    forwards::start(&plan)?;
-    let guest = Guest::new(plan);
+    let guest = Guest::new(plan, restored)?;
     guest.read_console()?;
     channel::start(&guest, agent, guest_port);
     control::start_pokes(&guest, poke);
     // Last: whoever can connect to it finds everything else there.
     let control = listen(&guest.plan.control)?;
     control::start(&guest, control);
-    guest.boot()?;
+    guest.begin()?;
     // The agent is a child of this very thread, and dies with it.
     guest.follow_orders()
 }

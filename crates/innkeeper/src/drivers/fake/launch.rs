@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use innkeeper_api::ErrorKind;
+use innkeeper_api::{Capability, ErrorKind};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
 use super::FakeDriver;
-use super::machine::{Control, supervise};
-use super::plan::plan;
+use super::control::Control;
+use super::machine::supervise;
+use super::plan::{PlanConsole, plan};
 use super::process::{Process, ProcessIdentity};
 use crate::driver::{MachineConfig, Running};
 use crate::error::{Error, Result};
@@ -35,6 +36,11 @@ pub(super) struct Record {
     pub(super) agent: PathBuf,
     pub(super) log: PathBuf,
     pub(super) violations: PathBuf,
+    pub(super) name: String,
+    pub(super) consoles: Vec<PlanConsole>,
+    pub(super) balloon: bool,
+    pub(super) shares: bool,
+    pub(super) lacking: Vec<Capability>,
 }
 
 impl Record {
@@ -61,10 +67,15 @@ impl Drop for Undo {
     }
 }
 
-pub(super) async fn launch(driver: &FakeDriver, config: &MachineConfig) -> Result<Running> {
+pub(super) async fn launch(
+    driver: &FakeDriver,
+    config: &MachineConfig,
+    saved: Option<&Path>,
+) -> Result<Running> {
     let options = &driver.options;
-    let plan =
+    let mut plan =
         plan(config, options).map_err(|reason| Error::new(ErrorKind::Unsupported, reason))?;
+    plan.restore = saved.map(Path::to_owned);
     let lock_path = &config.paths.vmm_lock;
     let failed =
         |what: &Path, error| Error::io(format!("the fake can't open {}", what.display()), error);
@@ -127,6 +138,11 @@ pub(super) async fn launch(driver: &FakeDriver, config: &MachineConfig) -> Resul
         agent: plan.agent,
         log: log_path.clone(),
         violations: plan.violations,
+        name: plan.name,
+        consoles: plan.consoles,
+        balloon: config.memory_target.is_some(),
+        shares: !config.shares.is_empty(),
+        lacking: options.lacking.clone(),
     };
     let opened = open(&record)?;
     supervise(record, opened, undo.0.take(), control)

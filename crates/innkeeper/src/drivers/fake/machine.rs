@@ -1,29 +1,24 @@
 //! A running fake hypervisor: what can be asked of it, and the task that watches it.
 
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use innkeeper_api::ErrorKind;
-use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use innkeeper_api::{Capability, ErrorKind};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 
+use super::control::{Control, ControlMessage, ControlRequest, GuestState, Link, next};
 use super::launch::{Record, kill, tail};
 use super::process::Process;
 use crate::driver::{
-    BlockStatistics, BlockTotals, Channel, ExitReport, Machine, MachineEvent, Pause, Running,
+    Balloon, BlockStatistics, Channel, Consoles, ExitReport, Hotplug, Machine, MachineEvent, Pause,
+    Resize, Running, Suspend,
 };
 use crate::error::{Error, Result};
 
-/// How long a request may take.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// How long an orderly end may take.
 const QUIT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the end of the connection may precede the end of the process before the connection counts as lost.
@@ -31,142 +26,25 @@ const END_GRACE: Duration = Duration::from_millis(250);
 /// How often a lost connection is tried again.
 const RECONNECT: Duration = Duration::from_millis(50);
 
-/// What the fake hypervisor is asked, one JSON line each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ControlRequest {
-    /// Press the power button.
-    Button,
-    /// End; only for a guest that has powered off.
-    Quit,
-    /// Stop the CPUs.
-    Pause,
-    /// Continue the CPUs.
-    Resume,
-    /// Count.
-    Blocks,
-}
-
-/// What the fake hypervisor says, one JSON line each.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ControlMessage {
-    /// The first line of a connection: the state.
-    Greeting(GuestState),
-    /// A request was carried out.
-    Done,
-    /// A request was refused.
-    Refused(String),
-    /// Bytes read and written.
-    Blocks(u64, u64),
-    /// The guest's state changed.
-    State(GuestState),
-    /// The guest rebooted.
-    Reset,
-    /// The guest's kernel panicked.
-    Panicked,
-}
-
-/// What a fake guest does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum GuestState {
-    /// It runs.
-    Running,
-    /// It stands still.
-    Paused,
-    /// It has powered off.
-    Off,
-}
-
-/// A connection to the control socket, greeted.
-pub(super) struct Control {
-    state: GuestState,
-    lines: Lines<BufReader<OwnedReadHalf>>,
-    writer: OwnedWriteHalf,
-}
-
-impl Control {
-    pub(super) async fn connect(path: &Path) -> io::Result<Control> {
-        let (reader, writer) = UnixStream::connect(path).await?.into_split();
-        let mut lines = BufReader::new(reader).lines();
-        match next(&mut lines).await? {
-            ControlMessage::Greeting(state) => Ok(Control {
-                state,
-                lines,
-                writer,
-            }),
-            other => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("greeted by {other:?}"),
-            )),
-        }
-    }
-}
-
-async fn next(lines: &mut Lines<BufReader<OwnedReadHalf>>) -> io::Result<ControlMessage> {
-    let line = lines
-        .next_line()
-        .await?
-        .ok_or(io::ErrorKind::UnexpectedEof)?;
-    serde_json::from_str(&line).map_err(io::Error::from)
-}
-
-struct Link {
-    writer: OwnedWriteHalf,
-    replies: mpsc::UnboundedReceiver<ControlMessage>,
-}
-
-struct Shared {
-    record: Record,
+pub(super) struct Shared {
+    pub(super) record: Record,
     process: Process,
-    link: Mutex<Option<Link>>,
+    pub(super) link: Link,
     expected: AtomicBool,
-}
-
-impl Shared {
-    async fn ask(&self, request: ControlRequest) -> Result<ControlMessage> {
-        let lost = || {
-            Error::new(
-                ErrorKind::Unreachable,
-                "the fake hypervisor does not answer",
-            )
-        };
-        let mut link = self.link.lock().await;
-        let Some(open) = link.as_mut() else {
-            return Err(lost());
-        };
-        let mut line = serde_json::to_vec(&request).map_err(|error| lost().with_source(error))?;
-        line.push(b'\n');
-        let asked = async {
-            open.writer
-                .write_all(&line)
-                .await
-                .map_err(|error| lost().with_source(error))?;
-            open.replies.recv().await.ok_or_else(lost)
-        };
-        let answer = tokio::time::timeout(REQUEST_DEADLINE, asked).await;
-        match answer {
-            Ok(Ok(ControlMessage::Refused(why))) => Err(Error::new(
-                ErrorKind::Failure,
-                format!("the fake hypervisor refused: {why}"),
-            )),
-            Ok(answer) => answer,
-            Err(_) => {
-                // A late answer must not be taken for that of the next request.
-                *link = None;
-                Err(Error::new(
-                    ErrorKind::TimedOut,
-                    "the fake hypervisor did not answer in time",
-                ))
-            }
-        }
-    }
+    /// Whether somebody waits for it to be saved.
+    pub(super) saving: AtomicBool,
 }
 
 /// A fake hypervisor that runs.
-struct FakeMachine {
-    shared: Arc<Shared>,
+pub(super) struct FakeMachine {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl FakeMachine {
+    /// An extension is there exactly if the driver claims it.
+    fn can(&self, capability: Capability) -> bool {
+        !self.shared.record.lacking.contains(&capability)
+    }
 }
 
 pub(super) fn supervise(
@@ -182,8 +60,9 @@ pub(super) fn supervise(
     let shared = Arc::new(Shared {
         record,
         process,
-        link: Mutex::new(None),
+        link: Link::default(),
         expected: AtomicBool::new(false),
+        saving: AtomicBool::new(false),
     });
     let supervisor = Supervisor {
         shared: shared.clone(),
@@ -216,7 +95,7 @@ impl Supervisor {
                     () = self.shared.process.gone() => return self.finish().await,
                     () = self.sender.closed() => return,
                 };
-                *self.shared.link.lock().await = None;
+                self.shared.link.close().await;
                 if tokio::time::timeout(END_GRACE, self.shared.process.gone())
                     .await
                     .is_ok()
@@ -253,14 +132,10 @@ impl Supervisor {
 
     /// Passes on what it says until the connection ends; returns why it did.
     async fn follow(&self, control: Control) -> String {
-        let (answers, replies) = mpsc::unbounded_channel();
-        *self.shared.link.lock().await = Some(Link {
-            writer: control.writer,
-            replies,
-        });
-        self.tell_state(control.state);
-        let mut before = control.state;
-        let mut lines = control.lines;
+        let state = control.state;
+        let mut lines = self.shared.link.open(control).await;
+        self.tell_state(state);
+        let mut before = state;
         loop {
             match next(&mut lines).await {
                 Err(error) => return format!("the fake hypervisor closed the connection: {error}"),
@@ -274,7 +149,11 @@ impl Supervisor {
                 }
                 Ok(ControlMessage::Reset) => self.tell(MachineEvent::GuestReset),
                 Ok(ControlMessage::Panicked) => self.tell(MachineEvent::GuestPanicked),
-                Ok(answer) => drop(answers.send(answer)),
+                Ok(ControlMessage::Detached(device)) => self.tell(MachineEvent::Detached(device)),
+                Ok(ControlMessage::Answer(id, answer)) => self.shared.link.answer(id, answer),
+                Ok(ControlMessage::Greeting(_)) => {
+                    return "the fake hypervisor greeted twice".to_owned();
+                }
             }
         }
     }
@@ -305,12 +184,12 @@ impl Machine for FakeMachine {
     }
 
     async fn power_button(&self) -> Result<()> {
-        self.shared.ask(ControlRequest::Button).await.map(drop)
+        self.shared.link.ask(ControlRequest::Button).await.map(drop)
     }
 
     async fn quit(&self) -> Result<()> {
         let before = self.shared.expected.swap(true, Ordering::SeqCst);
-        match self.shared.ask(ControlRequest::Quit).await {
+        match self.shared.link.ask(ControlRequest::Quit).await {
             // It may end before its answer is read.
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::Unreachable => {}
@@ -351,33 +230,33 @@ impl Machine for FakeMachine {
     }
 
     fn pause(&self) -> Option<&dyn Pause> {
-        Some(self)
-    }
-}
-
-#[async_trait]
-impl BlockStatistics for FakeMachine {
-    async fn block_totals(&self) -> Result<BlockTotals> {
-        match self.shared.ask(ControlRequest::Blocks).await? {
-            ControlMessage::Blocks(read_bytes, written_bytes) => Ok(BlockTotals {
-                read_bytes,
-                written_bytes,
-            }),
-            other => Err(Error::new(
-                ErrorKind::Failure,
-                format!("the fake hypervisor answered {other:?}"),
-            )),
-        }
-    }
-}
-
-#[async_trait]
-impl Pause for FakeMachine {
-    async fn pause(&self) -> Result<()> {
-        self.shared.ask(ControlRequest::Pause).await.map(drop)
+        self.can(Capability::Pause).then_some(self)
     }
 
-    async fn resume(&self) -> Result<()> {
-        self.shared.ask(ControlRequest::Resume).await.map(drop)
+    fn suspend(&self) -> Option<&dyn Suspend> {
+        self.can(Capability::Suspend).then_some(self)
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        (self.can(Capability::CpuHotplug) || self.can(Capability::MemoryHotplug)).then_some(self)
+    }
+
+    fn balloon(&self) -> Option<&dyn Balloon> {
+        self.shared.record.balloon.then_some(self)
+    }
+
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        let any = [
+            Capability::DiskHotplug,
+            Capability::Drive,
+            Capability::NetworkHotplug,
+        ];
+        any.into_iter()
+            .any(|capability| self.can(capability))
+            .then_some(self)
+    }
+
+    fn consoles(&self) -> Option<&dyn Consoles> {
+        self.can(Capability::Consoles).then_some(self)
     }
 }

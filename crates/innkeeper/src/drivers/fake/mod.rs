@@ -2,8 +2,9 @@
 //!
 //! It launches a real process, the fake hypervisor of the package `innkeeper-testbed`, so that killing, adopting, locks and lost
 //! connections are real. It can do everything, runs nothing, and writes down every breach of the driver contract by its user: a second
-//! launch, a quit of a guest that runs, a channel opened twice, a path that is missing or relative, a disk that somebody else wrote.
-//! The guest's agent is the real one, run on this computer.
+//! launch, a quit of a guest that runs, a channel opened twice, a path that is missing or relative, a disk that somebody else wrote, a
+//! save of a guest that runs, CPUs let go while what was saved of them could be used again, a saved guest that runs on twice.
+//! The guest's agent is the real one, run on this computer; the guest's memory is a word that it chooses at random when it boots.
 //!
 //! ```text
 //!  FakeDriver ── Plan as JSON ──► fake-hypervisor ── guest.sock ──► inn-agent --connect
@@ -13,10 +14,13 @@
 //!
 //! It runs on Linux only, since it holds processes by pidfd.
 
+mod control;
+mod extensions;
 mod launch;
 mod machine;
 mod plan;
 mod process;
+mod restore;
 
 use std::path::{Path, PathBuf};
 
@@ -24,12 +28,13 @@ use async_trait::async_trait;
 use innkeeper_api::{Capability, CapabilityReport, DriverReport, ErrorKind, Unsupported};
 use serde::{Deserialize, Serialize};
 
-use crate::driver::{BootConfig, Driver, MachineConfig, Running};
+use crate::driver::{BootConfig, Driver, MachineConfig, Restore, Running};
 use crate::error::{Error, Result};
 use crate::spec::{AccelChoice, Arch, Protocol};
 
-pub use machine::{ControlMessage, ControlRequest, GuestState};
-pub use plan::{Plan, PlanDisk, PlanForward, Script};
+pub use control::{ControlAnswer, ControlMessage, ControlRequest, GuestState, Numbered};
+pub use plan::{Plan, PlanConsole, PlanDisk, PlanDrive, PlanForward, PlanNic, Script};
+pub use restore::{DiskMark, SavedGuest};
 
 /// The only machine type of the fake.
 const MACHINE: &str = "fake-1";
@@ -129,7 +134,7 @@ impl Driver for FakeDriver {
         DriverReport {
             driver: self.name().to_owned(),
             usable,
-            version: Some("1".to_owned()),
+            version: Some(restore::VERSION.to_owned()),
             accel: Some("fake".to_owned()),
             notes: vec!["a double for tests: it runs no guest".to_owned()],
             arches: [Arch::X86_64, Arch::Arm64, Arch::Riscv64]
@@ -220,7 +225,7 @@ impl Driver for FakeDriver {
                 config.name, config.machine
             ));
         }
-        launch::launch(self, config).await
+        launch::launch(self, config, None).await
     }
 
     async fn adopt(&self, config: &MachineConfig, record: &serde_json::Value) -> Result<Running> {
@@ -229,5 +234,9 @@ impl Driver for FakeDriver {
 
     async fn kill_record(&self, record: &serde_json::Value) -> Result<()> {
         launch::kill_record(record).await
+    }
+
+    fn restore(&self) -> Option<&dyn Restore> {
+        (!self.lacks(Capability::Suspend)).then_some(self)
     }
 }
