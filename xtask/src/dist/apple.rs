@@ -110,7 +110,9 @@ pub(super) fn link(target: &str, directory: &Path) -> Result<PathBuf> {
     let image = fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
     check_executable(&image, target).with_context(|| format!("checking {}", program.display()))?;
     // Signing changes the file, and cargo's own must stay as cargo made it.
-    let copy = directory.join(format!("inn-{target}"));
+    let place = directory.join(target);
+    fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+    let copy = place.join("inn");
     fs::copy(&program, &copy).with_context(|| format!("writing {}", copy.display()))?;
     say(&format!("linked {}, which nobody has run", copy.display()));
     Ok(copy)

@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &DistArguments) -> Result<()> {
     if apple::is_apple(target) {
         apple::sign(&program, &directory)?;
     }
-    let agents = agent::build(Architectures::All)?;
+    let agents = agent::build_files(Architectures::All)?;
     pack(target, &program, &agents, &directory)
 }
 
@@ -71,21 +71,13 @@ fn host_triple() -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn pack(target: &str, program: &Path, agents: &Path, directory: &Path) -> Result<()> {
+fn pack(target: &str, program: &Path, agents: &[PathBuf], directory: &Path) -> Result<()> {
     let root = format!("innkeeper-{}-{target}", env!("CARGO_PKG_VERSION"));
     let mut entries = vec![Entry::file("bin/inn", program, 0o755)?];
-    let mut found: Vec<PathBuf> = fs::read_dir(agents)
-        .with_context(|| format!("reading {}", agents.display()))?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<_, _>>()?;
-    found.sort();
-    for agent in found {
+    for agent in agents {
         let name = agent.file_name().unwrap_or_default().to_string_lossy();
-        // A half-written one of a build that goes on beside has a dot in front.
-        if name.starts_with("agent-linux-") {
-            let name = format!("libexec/innkeeper/{name}");
-            entries.push(Entry::file(&name, &agent, 0o755)?);
-        }
+        let name = format!("libexec/innkeeper/{name}");
+        entries.push(Entry::file(&name, agent, 0o755)?);
     }
     for name in ["LICENSE-APACHE", "LICENSE-MIT", "README.md"] {
         entries.push(Entry::file(name, &workspace::root().join(name), 0o644)?);
