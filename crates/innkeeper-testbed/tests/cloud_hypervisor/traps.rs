@@ -330,6 +330,18 @@ async fn a_call_that_stalls_keeps_nobody_from_killing() {
 }
 
 #[tokio::test]
+async fn one_that_hangs_is_told_though_nobody_asks_it_anything() {
+    let bench = Bench::fake("");
+    let mut running = bench.launch().await;
+    bench.script("calls=stall");
+    let event = next(&mut running.events).await;
+    assert!(matches!(event, MachineEvent::ControlLost(_)), "{event:?}");
+    bench.script("");
+    assert_eq!(next(&mut running.events).await, MachineEvent::ControlBack);
+    bench.end(running).await;
+}
+
+#[tokio::test]
 async fn one_that_stalls_is_not_adopted_and_can_be_killed_by_its_record() {
     let bench = Bench::fake("");
     let running = bench.launch().await;

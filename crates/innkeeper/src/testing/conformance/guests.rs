@@ -174,8 +174,10 @@ impl Guest for PvhGuest {
 
     fn can(&self, act: Act) -> Result<(), String> {
         match act {
-            // Its hypervisor is a process of this user, which can be made to stand still.
-            Act::Hang => Ok(()),
+            // One that is stopped by a signal is sent SIGHUP when its keeper dies, as its process group is orphaned, and ends.
+            Act::Hang => {
+                Err("a real hypervisor does not hang by itself when a trial wants it".to_owned())
+            }
             _ => Err("the PVH test guest takes no orders while it runs".to_owned()),
         }
     }
@@ -185,13 +187,8 @@ impl Guest for PvhGuest {
         (word == Word::Deaf).then_some("deaf")
     }
 
-    async fn act(&self, _: &Host, vm: &VmInfo, act: Act) -> Verdict {
-        match act {
-            Act::Hang => super::context::signal(vm.vmm_pid, rustix::process::Signal::STOP),
-            other => Err(Failure::new(format!(
-                "the PVH test guest can't do {other:?}"
-            ))),
-        }
+    async fn act(&self, _: &Host, _: &VmInfo, act: Act) -> Verdict {
+        Err(Failure::new(format!("the PVH test guest can't do {act:?}")))
     }
 
     async fn power_off_soon(&self, _: &Host, _: &VmInfo) -> Verdict {
