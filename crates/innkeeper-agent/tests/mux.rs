@@ -190,3 +190,34 @@ fn a_full_stream_does_not_starve_another() {
         .collect();
     assert!(first.contains(&small), "{first:?}");
 }
+
+/// Whichever hello of a handshake is lost, repeating them gets both sides there, and they stop greeting each other then.
+#[test]
+fn a_lost_hello_is_said_again() {
+    for lost in 0..4 {
+        let (mut host, mut agent) = (mux(Side::Host, 1), mux(Side::Agent, 2));
+        let mut count = 0;
+        let mut carry = |from: &mut Mux, to: &mut Mux| {
+            let wire = drain(from);
+            if wire.is_empty() {
+                return false;
+            }
+            count += 1;
+            if count != lost + 1 {
+                to.receive(&wire);
+            }
+            true
+        };
+        while carry(&mut host, &mut agent) | carry(&mut agent, &mut host) {}
+        for _ in 0..3 {
+            host.retry_hello();
+            agent.retry_hello();
+            while carry(&mut host, &mut agent) | carry(&mut agent, &mut host) {}
+        }
+        assert!(host.is_established(), "the host waits, hello {lost} lost");
+        assert!(agent.is_established(), "the agent waits, hello {lost} lost");
+        host.retry_hello();
+        agent.retry_hello();
+        assert!(!host.has_frames() && !agent.has_frames());
+    }
+}

@@ -6,7 +6,7 @@ use innkeeper_api::ErrorKind;
 
 use crate::error::{Error, Result};
 use crate::host::{Host, SpecChange};
-use crate::spec::{DiskBus, DiskFormat, DiskSpec, NetworkSpec};
+use crate::spec::{DiskBus, DiskFormat, DiskSpec, NetworkSpec, VmSpec};
 
 type Edits = Vec<(String, Option<String>)>;
 
@@ -91,8 +91,16 @@ impl Host {
         network: &NetworkSpec,
         dry_run: bool,
     ) -> Result<SpecChange> {
-        let index = self.root().bundle(vm)?.spec()?.networks.len();
-        let mut edits: Edits = vec![(format!("networks.{index}.kind"), Some("user".to_owned()))];
+        let networks = self.root().bundle(vm)?.spec()?.networks;
+        let index = networks.len();
+        let mut edits: Edits = Vec::new();
+        if networks == VmSpec::default().networks {
+            // A spec that names none has one by default; the text must name it before there is a second.
+            let usual = "[{kind: user}, {kind: user}]";
+            edits.push(("networks".to_owned(), Some(usual.to_owned())));
+        } else {
+            edits.push((format!("networks.{index}.kind"), Some("user".to_owned())));
+        }
         if let Some(mac) = network.mac {
             edits.push((format!("networks.{index}.mac"), Some(mac.to_string())));
         }
@@ -107,20 +115,17 @@ impl Host {
 
     /// Removes a VM's last network interface, now if it runs.
     pub async fn detach_network(&self, vm: &str, dry_run: bool) -> Result<SpecChange> {
-        let Some(index) = self
-            .root()
-            .bundle(vm)?
-            .spec()?
-            .networks
-            .len()
-            .checked_sub(1)
-        else {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("{vm} has no network interface"),
-            ));
+        let networks = self.root().bundle(vm)?.spec()?.networks;
+        let edits = match networks.len() {
+            0 => {
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("{vm} has no network interface"),
+                ));
+            }
+            1 => vec![("networks".to_owned(), Some("[]".to_owned()))],
+            count => vec![(format!("networks.{}", count - 1), None)],
         };
-        let edits = vec![(format!("networks.{index}"), None)];
         let change = self.set(vm, &edits, dry_run).await?;
         told(vm, change)
     }

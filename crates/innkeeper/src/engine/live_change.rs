@@ -15,11 +15,11 @@ pub(crate) enum Step {
     DetachNic(usize),
 }
 
-/// A field, and what is to be done about it.
+/// Fields, and what is to be done about them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
-    /// Path of the field.
-    pub field: String,
+    /// Paths of the fields: one, but for what is one thing to a machine, as a medium's path and format are.
+    pub fields: Vec<String>,
     /// What the machine is given, or why it waits.
     pub step: Result<Step, String>,
 }
@@ -32,10 +32,15 @@ pub(crate) fn plan(asked: &VmSpec, applied: &VmSpec) -> Vec<Change> {
             continue;
         }
         let step = step(&field, asked, applied);
-        // Path and format of a medium are one change.
-        let twice = step.is_ok() && changes.iter().any(|change| change.step == step);
-        if !twice {
-            changes.push(Change { field, step });
+        match changes
+            .iter_mut()
+            .find(|change| step.is_ok() && change.step == step)
+        {
+            Some(same) => same.fields.push(field),
+            None => changes.push(Change {
+                fields: vec![field],
+                step,
+            }),
         }
     }
     // What goes makes room for what comes.
@@ -138,7 +143,7 @@ mod tests {
         let (asked, applied) = (read(asked, "asked").unwrap(), read(applied, "ran").unwrap());
         plan(&asked, &applied)
             .into_iter()
-            .map(|change| (change.field, change.step))
+            .map(|change| (change.fields.join(" "), change.step))
             .collect()
     }
 

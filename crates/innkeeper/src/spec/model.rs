@@ -232,6 +232,11 @@ pub struct DiskSpec {
 }
 
 impl DiskSpec {
+    /// Says whether it lives in the VM's bundle: neither a file of the user's nor a drive.
+    pub fn is_own(&self) -> bool {
+        self.path.is_none() && !self.removable
+    }
+
     /// Makes a disk of this name of which nothing else is asked.
     pub fn named(name: impl Into<String>) -> Self {
         DiskSpec {

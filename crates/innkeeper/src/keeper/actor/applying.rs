@@ -103,28 +103,28 @@ impl Work {
         mut identity: Identity,
     ) -> (ApplyOutcome, VmSpec, Identity) {
         let mut outcome = ApplyOutcome::default();
-        for Change { field, step } in live_change::plan(&self.asked, &applied) {
+        for Change { fields, step } in live_change::plan(&self.asked, &applied) {
             let done = match &step {
                 Ok(step) => self.take(step, &mut identity).await,
                 Err(why) => {
-                    outcome.later.push(Later {
+                    outcome.later.extend(fields.into_iter().map(|field| Later {
                         field,
                         reason: why.clone(),
                         problem: None,
-                    });
+                    }));
                     continue;
                 }
             };
             match (done, step) {
                 (Ok(()), Ok(step)) => {
                     live_change::note_taken(&mut applied, &self.asked, &step);
-                    outcome.applied.push(field);
+                    outcome.applied.extend(fields);
                 }
-                (Err(error), _) => outcome.later.push(Later {
+                (Err(error), _) => outcome.later.extend(fields.into_iter().map(|field| Later {
                     field,
                     reason: error.chain().join(": "),
                     problem: Some(error.to_problem()),
-                }),
+                })),
                 (Ok(()), Err(_)) => {}
             }
         }
@@ -148,7 +148,7 @@ impl Work {
             Step::AttachDisk(name) => {
                 let hotplug = self.hotplug("attach disks")?;
                 let asked = self.asked.disks.iter().find(|disk| disk.name == *name);
-                if let Some(asked) = asked.filter(|disk| disk.path.is_none()) {
+                if let Some(asked) = asked.filter(|disk| disk.is_own()) {
                     let made = parts::make_empty_disk(&self.bundle, asked).await?;
                     identity.disks.push(made);
                     self.bundle.write_identity(identity)?;
