@@ -85,7 +85,9 @@ impl Actor {
             News::Unmoved(wish, error) => self.unmoved(wish, error),
             News::Saved(result, stopped) => self.saved(result, stopped),
             News::Applied(done) => self.applied(*done),
-            News::Failed("launch", _) if self.machine_events.is_none() && self.machine.is_some() => {
+            News::Failed("launch", _)
+                if self.machine_events.is_none() && self.machine.is_some() =>
+            {
                 self.end_what_came_late();
             }
             News::Failed("launch", _) => self.finish(PowerEvent::Gone),
