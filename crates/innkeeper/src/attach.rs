@@ -92,7 +92,14 @@ impl Host {
         dry_run: bool,
     ) -> Result<SpecChange> {
         let index = self.root().bundle(vm)?.spec()?.networks.len();
-        let mut edits: Edits = vec![(format!("networks.{index}.kind"), Some("user".to_owned()))];
+        let mut edits: Edits = Vec::new();
+        if !self.writes_networks(vm)? {
+            // The one that a spec has without naming it stays.
+            for before in 0..index {
+                edits.push((format!("networks.{before}.kind"), Some("user".to_owned())));
+            }
+        }
+        edits.push((format!("networks.{index}.kind"), Some("user".to_owned())));
         if let Some(mac) = network.mac {
             edits.push((format!("networks.{index}.mac"), Some(mac.to_string())));
         }
@@ -120,9 +127,23 @@ impl Host {
                 format!("{vm} has no network interface"),
             ));
         };
-        let edits = vec![(format!("networks.{index}"), None)];
+        let edits = match self.writes_networks(vm)? {
+            true => vec![(format!("networks.{index}"), None)],
+            false => vec![("networks".to_owned(), Some("[]".to_owned()))],
+        };
         let change = self.set(vm, &edits, dry_run).await?;
         told(vm, change)
+    }
+
+    /// Says whether the text of a spec names its network interfaces, or has the usual one by saying nothing.
+    fn writes_networks(&self, vm: &str) -> Result<bool> {
+        let text = self.spec_text(vm)?;
+        let without = crate::spec::Edit {
+            path: "networks.0".to_owned(),
+            value: None,
+        };
+        // Removing what is not there changes nothing.
+        Ok(crate::spec::edit(&text, &[without])? != text)
     }
 
     fn has_disk(&self, vm: &str, disk: &str) -> Result<bool> {
@@ -154,11 +175,14 @@ impl Host {
         dry_run: bool,
     ) -> Result<SpecChange> {
         let before = self.spec_text(vm)?;
-        let change = self.set(vm, edits, dry_run).await?;
-        match told(vm, change) {
+        let change = self.set(vm, edits, dry_run).await;
+        match change.and_then(|change| told(vm, change)) {
             Err(error) => {
                 let now = self.spec_text(vm)?;
-                self.replace_spec(vm, &now, &before).await?;
+                if now != before {
+                    // What runs has not changed, so there is nothing to give it; why not is what the caller is told.
+                    let _ = self.replace_spec(vm, &now, &before).await;
+                }
                 Err(error)
             }
             done => done,

@@ -69,13 +69,13 @@ fn compare(bundle: &Bundle, text: &str) -> Result<Replaced> {
     }
     for disk in &old.disks {
         match new.disks.iter().find(|other| other.name == disk.name) {
-            None if disk.path.is_none() => {
+            None if disk.is_own() => {
                 return fixed(
                     &format!("disks.{}", disk.name),
                     "its data would be lost; remove the VM, or keep the disk",
                 );
             }
-            Some(other) if other.path.is_none() && (other.size < disk.size) => {
+            Some(other) if other.is_own() && (other.size < disk.size) => {
                 return fixed(
                     &format!("disks.{}.size to a smaller one", disk.name),
                     "a disk can only grow",

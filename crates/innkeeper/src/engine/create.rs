@@ -137,7 +137,7 @@ impl Engine {
                 size: top.virtual_bytes,
             });
         }
-        for disk in spec.disks.iter().filter(|disk| disk.path.is_none()) {
+        for disk in spec.disks.iter().filter(|disk| disk.is_own()) {
             if identity.disks.iter().all(|own| own.name != disk.name) {
                 let made = make_empty_disk(bundle, disk).await?;
                 identity.disks.push(made);

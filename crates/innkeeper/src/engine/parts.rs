@@ -59,7 +59,7 @@ pub(crate) async fn reconcile(
     spec: &VmSpec,
 ) -> Result<Identity> {
     let mut wanted = identity.clone();
-    for asked in spec.disks.iter().filter(|disk| disk.path.is_none()) {
+    for asked in spec.disks.iter().filter(|disk| disk.is_own()) {
         match wanted.disks.iter_mut().find(|own| own.name == asked.name) {
             Some(own) => {
                 let Some(size) = asked.size.filter(|size| size.get() > own.size) else {

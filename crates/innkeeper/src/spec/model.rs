@@ -232,6 +232,11 @@ pub struct DiskSpec {
 }
 
 impl DiskSpec {
+    /// Says whether this is a disk of the VM's own, which is made for it: not a file that was there, nor a drive.
+    pub fn is_own(&self) -> bool {
+        self.path.is_none() && !self.removable
+    }
+
     /// Makes a disk of this name of which nothing else is asked.
     pub fn named(name: impl Into<String>) -> Self {
         DiskSpec {

@@ -160,7 +160,7 @@ impl Work {
             Step::AttachDisk(name) => {
                 let hotplug = self.hotplug("attach disks")?;
                 let asked = self.asked.disks.iter().find(|disk| disk.name == *name);
-                if let Some(asked) = asked.filter(|disk| disk.path.is_none()) {
+                if let Some(asked) = asked.filter(|disk| disk.is_own()) {
                     let made = parts::make_empty_disk(&self.bundle, asked).await?;
                     identity.disks.push(made);
                     self.bundle.write_identity(identity)?;
