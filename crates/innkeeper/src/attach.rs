@@ -142,8 +142,8 @@ impl Host {
             path: "networks.0".to_owned(),
             value: None,
         };
-        // Removing what is not there changes nothing.
-        Ok(crate::spec::edit(&text, &[without])? != text)
+        // Removing what is not there changes nothing; removing one of several would change the others, and is refused.
+        Ok(crate::spec::edit(&text, &[without]).map_or(true, |edited| edited != text))
     }
 
     fn has_disk(&self, vm: &str, disk: &str) -> Result<bool> {

@@ -121,9 +121,9 @@ impl Engine {
         if dry_run {
             let applied = bundle.applied_spec()?.unwrap_or_else(|| spec.clone());
             let now = |field: &String| {
-                live_change::plan(&spec, &applied)
-                    .iter()
-                    .any(|step| step.field == *field && step.step.is_ok())
+                live_change::plan(&spec, &applied).iter().any(|step| {
+                    step.step.is_ok() && (step.field == *field || step.also.contains(field))
+                })
             };
             change.applied = change
                 .restart_required

@@ -20,6 +20,8 @@ pub(crate) enum Step {
 pub(crate) struct Change {
     /// Path of the field.
     pub field: String,
+    /// Paths of more fields that the same step takes care of.
+    pub also: Vec<String>,
     /// What the machine is given, or why it waits.
     pub step: Result<Step, String>,
 }
@@ -33,9 +35,14 @@ pub(crate) fn plan(asked: &VmSpec, applied: &VmSpec) -> Vec<Change> {
         }
         let step = step(&field, asked, applied);
         // Path and format of a medium are one change.
-        let twice = step.is_ok() && changes.iter().any(|change| change.step == step);
-        if !twice {
-            changes.push(Change { field, step });
+        let same = changes.iter_mut().find(|change| change.step == step);
+        match same.filter(|_| step.is_ok()) {
+            Some(change) => change.also.push(field),
+            None => changes.push(Change {
+                field,
+                also: Vec::new(),
+                step,
+            }),
         }
     }
     // What goes makes room for what comes.

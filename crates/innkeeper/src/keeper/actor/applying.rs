@@ -115,7 +115,7 @@ impl Work {
         mut identity: Identity,
     ) -> (ApplyOutcome, VmSpec, Identity) {
         let mut outcome = ApplyOutcome::default();
-        for Change { field, step } in live_change::plan(&self.asked, &applied) {
+        for Change { field, also, step } in live_change::plan(&self.asked, &applied) {
             let done = match &step {
                 Ok(step) => self.take(step, &mut identity).await,
                 Err(why) => {
@@ -131,6 +131,7 @@ impl Work {
                 (Ok(()), Ok(step)) => {
                     live_change::note_taken(&mut applied, &self.asked, &step);
                     outcome.applied.push(field);
+                    outcome.applied.extend(also);
                 }
                 (Err(error), _) => outcome.later.push(Later {
                     field,
