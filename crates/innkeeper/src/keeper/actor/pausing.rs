@@ -18,6 +18,9 @@ use crate::store::{Saved, SavedDisk};
 /// How long a machine that was brought back may take until its CPUs run.
 const GO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often the agent of a guest that comes back is asked to set its clock.
+const CLOCK_TRIES: u32 = 3;
+
 /// What the CPUs were asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wish {
@@ -187,8 +190,13 @@ impl Actor {
         self.clock_is_late = false;
         let log = self.context.log.clone();
         tokio::spawn(async move {
-            if let Err(error) = agent.set_time().await {
-                log.say(&format!("can't set the guest's clock: {error}"));
+            for _ in 0..CLOCK_TRIES {
+                match agent.set_time().await {
+                    Ok(()) => return,
+                    Err(error) => log.say(&format!("can't set the guest's clock: {error}")),
+                }
+                // A link that was saved in the middle of a frame falls out of step at first, and is made anew.
+                agent.reached(GO_TIMEOUT).await;
             }
         });
     }
