@@ -138,8 +138,9 @@ pub(super) async fn a_connection_in_the_guest_goes_on_after_a_suspend(
 ) -> Verdict {
     context.ready("linked").await?;
     let channel = context.host.guest("linked").await?;
-    let script = "ip link set lo up; busybox nc -l -p 7001 > /tmp/got & sleep 0.3; \
-                  while :; do echo tick; sleep 0.05; done | busybox nc 127.0.0.1 7001";
+    // The inputs of both ends stay open, else they would hang up.
+    let script = "ip link set lo up; sleep 1000 | busybox nc -l -p 7001 > /tmp/got & sleep 0.3; \
+                  (while :; do echo tick; sleep 0.05; done) | busybox nc 127.0.0.1 7001";
     let session = begin(&channel, &["sh", "-c", script]).await?;
     let size = "until [ $(wc -c < /tmp/got) -gt $0 ]; do sleep 0.05; done; wc -c < /tmp/got";
     let so_far = async |floor: &str| {
