@@ -54,10 +54,6 @@ pub struct Hello {
     /// The receiver's nonce as the sender last heard it.
     #[serde(default)]
     pub echo: Option<u64>,
-    /// The sender repeats itself because it has not heard an answer: one is wanted even from a receiver that knows all this. Without
-    /// it, a lost last hello would leave one side waiting for ever beside one that has nothing more to say.
-    #[serde(default)]
-    pub again: bool,
     /// Features that the sender knows.
     #[serde(default)]
     pub features: Vec<String>,

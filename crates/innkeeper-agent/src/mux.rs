@@ -251,7 +251,7 @@ impl Mux {
                 header: [0; HEADER_LEN],
                 payload: padding,
             });
-            self.say_hello(true);
+            self.push_hello();
         }
     }
 
@@ -547,10 +547,6 @@ impl Mux {
         let known = self.peer_nonce == Some(hello.nonce);
         let answered = hello.echo == Some(self.nonce);
         if known && answered && self.state == State::Established {
-            // An answer asks for none itself, so the two do not greet each other for ever.
-            if hello.again && self.urgent.len() < 256 {
-                self.push_hello();
-            }
             return;
         }
         if self.state == State::Established {
@@ -692,15 +688,10 @@ impl Mux {
     }
 
     fn push_hello(&mut self) {
-        self.say_hello(false);
-    }
-
-    fn say_hello(&mut self, again: bool) {
         let hello = Hello {
             version: VERSION,
             nonce: self.nonce,
             echo: self.peer_nonce,
-            again,
             features: self.config.features.clone(),
             software: self.config.software.clone(),
             guest: self.config.guest.clone(),

@@ -6,7 +6,7 @@ use innkeeper_api::ErrorKind;
 
 use crate::error::{Error, Result};
 use crate::host::{Host, SpecChange};
-use crate::spec::{DiskBus, DiskFormat, DiskSpec, NetworkSpec, VmSpec};
+use crate::spec::{DiskBus, DiskFormat, DiskSpec, NetworkSpec};
 
 type Edits = Vec<(String, Option<String>)>;
 
@@ -91,16 +91,15 @@ impl Host {
         network: &NetworkSpec,
         dry_run: bool,
     ) -> Result<SpecChange> {
-        let networks = self.root().bundle(vm)?.spec()?.networks;
-        let index = networks.len();
+        let index = self.root().bundle(vm)?.spec()?.networks.len();
         let mut edits: Edits = Vec::new();
-        if networks == VmSpec::default().networks {
-            // A spec that names none has one by default; the text must name it before there is a second.
-            let usual = "[{kind: user}, {kind: user}]";
-            edits.push(("networks".to_owned(), Some(usual.to_owned())));
-        } else {
-            edits.push((format!("networks.{index}.kind"), Some("user".to_owned())));
+        if !self.writes_networks(vm)? {
+            // The one that a spec has without naming it stays.
+            for before in 0..index {
+                edits.push((format!("networks.{before}.kind"), Some("user".to_owned())));
+            }
         }
+        edits.push((format!("networks.{index}.kind"), Some("user".to_owned())));
         if let Some(mac) = network.mac {
             edits.push((format!("networks.{index}.mac"), Some(mac.to_string())));
         }
@@ -128,6 +127,17 @@ impl Host {
         };
         let change = self.set(vm, &edits, dry_run).await?;
         told(vm, change)
+    }
+
+    /// Says whether the text of a spec names its network interfaces, or has the usual one by saying nothing.
+    fn writes_networks(&self, vm: &str) -> Result<bool> {
+        let text = self.spec_text(vm)?;
+        let without = crate::spec::Edit {
+            path: "networks.0".to_owned(),
+            value: None,
+        };
+        // Removing what is not there changes nothing; removing one of several would change the others, and is refused.
+        Ok(crate::spec::edit(&text, &[without]).map_or(true, |edited| edited != text))
     }
 
     fn has_disk(&self, vm: &str, disk: &str) -> Result<bool> {
@@ -159,11 +169,14 @@ impl Host {
         dry_run: bool,
     ) -> Result<SpecChange> {
         let before = self.spec_text(vm)?;
-        let change = self.set(vm, edits, dry_run).await?;
-        match told(vm, change) {
+        let change = self.set(vm, edits, dry_run).await;
+        match change.and_then(|change| told(vm, change)) {
             Err(error) => {
                 let now = self.spec_text(vm)?;
-                self.replace_spec(vm, &now, &before).await?;
+                if now != before {
+                    // What runs has not changed, so there is nothing to give it; why not is what the caller is told.
+                    let _ = self.replace_spec(vm, &now, &before).await;
+                }
                 Err(error)
             }
             done => done,

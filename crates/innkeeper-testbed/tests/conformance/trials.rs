@@ -148,6 +148,7 @@ async fn judge(
         driver: driver.to_owned(),
         spec,
         guest,
+        files: installation.scratch(),
         patience: Duration::from_secs(if driver == "qemu" { 90 } else { 20 }),
     };
     let context = Context::new(setup).map_err(|error| error.chain().join(": "))?;

@@ -135,6 +135,26 @@ impl Engine {
                 self.finish_removing(identity.as_ref(), &hidden)?;
             }
         }
+        for name in self.root.names()? {
+            let bundle = self.root.bundle_at(&name);
+            if !bundle.is_half_saved() {
+                continue;
+            }
+            // Who is saving it holds its lock.
+            let Some(_lock) = bundle.try_lock()? else {
+                continue;
+            };
+            if bundle.hypervisor_lives()? {
+                continue;
+            }
+            found.push(format!(
+                "left by a suspend that was interrupted: {}",
+                bundle.path("saved.new").display()
+            ));
+            if !dry_run {
+                bundle.give_up_saving()?;
+            }
+        }
         Ok(found)
     }
 }

@@ -184,7 +184,7 @@ fn because(notes: &[String]) -> String {
 /// The disks that a VM has, and those that its spec asks for and that are not made yet: a driver is asked about all of them.
 fn with_disks_to_come(identity: &Identity, spec: &VmSpec) -> Vec<IdentityDisk> {
     let mut disks = identity.disks.clone();
-    for asked in spec.disks.iter().filter(|disk| disk.path.is_none()) {
+    for asked in spec.disks.iter().filter(|disk| disk.is_own()) {
         if disks.iter().all(|own| own.name != asked.name) {
             disks.push(IdentityDisk {
                 name: asked.name.clone(),

@@ -60,6 +60,8 @@ pub struct AgentStatus {
     pub phase: AgentPhase,
     /// The agent's last hello.
     pub hello: Option<Hello>,
+    /// How often the handshake was made: all that was asked before the last one may have been lost, even of the same agent.
+    pub handshakes: u64,
     /// Interfaces as the agent last told.
     pub interfaces: Vec<Interface>,
     /// Set when the guest announced the end of its run.
@@ -298,6 +300,7 @@ fn handle(
             *status = AgentStatus {
                 phase: AgentPhase::Ready,
                 hello: Some(hello),
+                handshakes: status.handshakes + 1,
                 ..AgentStatus::default()
             };
         }),

@@ -155,14 +155,15 @@ async fn listen(
 ) {
     let mut status = channel.status();
     let mut events = channel.events();
-    let mut greeted: Option<u64> = None;
+    let mut greeted = 0;
     let mut told = AgentStatus::default();
     loop {
         let now = status.borrow_and_update().clone();
         if let (AgentPhase::Ready, Some(hello)) = (&now.phase, &now.hello)
-            && greeted != Some(hello.nonce)
+            && greeted != now.handshakes
         {
-            greeted = Some(hello.nonce);
+            // The same agent too: a link that fell out of step, as after a return from disk, lost what was asked over it.
+            greeted = now.handshakes;
             let _ = news.send(greeting(hello));
             welcome(channel.clone(), mounts.to_vec(), news.clone());
         }

@@ -52,6 +52,8 @@ pub enum PowerEvent {
     SuspendAsked,
     /// It could not be saved; the CPUs still stand still.
     SuspendGivenUp,
+    /// It can't be saved as it is; the CPUs were never stopped.
+    SuspendRefused,
     /// It is gone, and what was saved is on disk: it was suspended, or bringing it back failed.
     Saved,
     /// It is gone, as it should: the guest powered off, or we ended it.
@@ -76,6 +78,7 @@ impl Power {
             (Power::Paused | Power::Resuming, On::Resumed) => Power::Running,
             (Power::Running | Power::Paused, On::SuspendAsked) => Power::Suspending,
             (Power::Suspending, On::SuspendGivenUp) => Power::Paused,
+            (Power::Suspending, On::SuspendRefused) => Power::Running,
             (Power::Suspending | Power::Resuming, On::Saved) => Power::Suspended,
             (Power::Running, On::StopAsked) => Power::Stopping,
             (Power::Stopping, On::StopGivenUp) => Power::Running,
@@ -113,6 +116,7 @@ mod tests {
             Just(PowerEvent::Resumed),
             Just(PowerEvent::SuspendAsked),
             Just(PowerEvent::SuspendGivenUp),
+            Just(PowerEvent::SuspendRefused),
             Just(PowerEvent::Saved),
             Just(PowerEvent::Gone),
             Just(PowerEvent::Broke("it broke".to_owned())),

@@ -229,7 +229,13 @@ impl Bundle {
     /// Ends a run: records how, then removes its directory. After a crash between the two the record stands and the directory is
     /// removed by whoever looks next.
     pub fn end_run(&self, recorded: &RecordedPower) -> Result<()> {
+        // However the last hypervisor ended: what was saved counts, and nothing failed.
+        let recorded = &RecordedPower {
+            failed: recorded.failed.clone().filter(|_| !self.is_suspended()),
+            ..recorded.clone()
+        };
         write_json(&self.path("state.json"), recorded)?;
+        self.give_up_saving()?;
         match fs::remove_dir_all(self.run_directory()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(
                 format!("can't remove {}", self.run_directory().display()),

@@ -80,6 +80,11 @@ impl Bundle {
         self.path(DIRECTORY).join("saved.json").exists()
     }
 
+    /// Says whether there is something of a save that does not count, of now or of before.
+    pub fn is_half_saved(&self) -> bool {
+        self.path(HALF_MADE).exists()
+    }
+
     /// Begins to save: returns an empty directory for the driver. What an earlier attempt left is removed.
     pub fn begin_saving(&self) -> Result<PathBuf> {
         let half_made = self.path(HALF_MADE);

@@ -116,10 +116,13 @@ pub enum GuestState {
     Off,
 }
 
+/// What is read from a control connection.
+pub(super) type ControlLines = Lines<BufReader<OwnedReadHalf>>;
+
 /// A connection to the control socket, greeted.
 pub(super) struct Control {
     pub(super) state: GuestState,
-    pub(super) lines: Lines<BufReader<OwnedReadHalf>>,
+    pub(super) lines: ControlLines,
     writer: OwnedWriteHalf,
 }
 
@@ -142,9 +145,7 @@ impl Control {
 }
 
 /// Reads the next line.
-pub(super) async fn next(
-    lines: &mut Lines<BufReader<OwnedReadHalf>>,
-) -> io::Result<ControlMessage> {
+pub(super) async fn next(lines: &mut ControlLines) -> io::Result<ControlMessage> {
     let line = lines
         .next_line()
         .await?
@@ -166,7 +167,7 @@ impl Link {
     }
 
     /// Begins to use a connection; returns what is to be read from it.
-    pub(super) async fn open(&self, control: Control) -> Lines<BufReader<OwnedReadHalf>> {
+    pub(super) async fn open(&self, control: Control) -> ControlLines {
         *self.writer.lock().await = Some(control.writer);
         control.lines
     }

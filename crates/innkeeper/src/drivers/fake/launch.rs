@@ -145,7 +145,7 @@ pub(super) async fn launch(
         lacking: options.lacking.clone(),
     };
     let opened = open(&record)?;
-    supervise(record, opened, undo.0.take(), control)
+    supervise(record, opened, undo.0.take(), control).await
 }
 
 pub(super) async fn adopt(name: &str, value: &serde_json::Value) -> Result<Running> {
@@ -156,7 +156,7 @@ pub(super) async fn adopt(name: &str, value: &serde_json::Value) -> Result<Runni
         .map_err(|error| {
             error.while_doing(format!("the fake hypervisor of {name} does not answer"))
         })?;
-    supervise(record, process, None, control)
+    supervise(record, process, None, control).await
 }
 
 pub(super) async fn kill_record(value: &serde_json::Value) -> Result<()> {

@@ -10,7 +10,9 @@ use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::sync::mpsc;
 
-use super::control::{Control, ControlMessage, ControlRequest, GuestState, Link, next};
+use super::control::{
+    Control, ControlLines, ControlMessage, ControlRequest, GuestState, Link, next,
+};
 use super::launch::{Record, kill, tail};
 use super::process::Process;
 use crate::driver::{
@@ -47,7 +49,7 @@ impl FakeMachine {
     }
 }
 
-pub(super) fn supervise(
+pub(super) async fn supervise(
     record: Record,
     process: Process,
     child: Option<Child>,
@@ -64,12 +66,15 @@ pub(super) fn supervise(
         expected: AtomicBool::new(false),
         saving: AtomicBool::new(false),
     });
+    let state = control.state;
+    // Whoever gets the machine can ask it at once.
+    let lines = shared.link.open(control).await;
     let supervisor = Supervisor {
         shared: shared.clone(),
         child,
         sender,
     };
-    tokio::spawn(supervisor.run(control));
+    tokio::spawn(supervisor.run(state, lines));
     Ok(Running {
         machine: Box::new(FakeMachine { shared }),
         events,
@@ -84,14 +89,14 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(self, first: Control) {
-        let mut connected = Some(first);
+    async fn run(self, state: GuestState, lines: ControlLines) {
+        let mut connected = Some((state, lines));
         loop {
-            if let Some(control) = connected.take() {
+            if let Some((state, lines)) = connected.take() {
                 let lost = tokio::select! {
                     // What it said before it ended is told before its end.
                     biased;
-                    lost = self.follow(control) => lost,
+                    lost = self.follow(state, lines) => lost,
                     () = self.shared.process.gone() => return self.finish().await,
                     () = self.sender.closed() => return,
                 };
@@ -106,8 +111,9 @@ impl Supervisor {
             }
             tokio::select! {
                 control = Control::connect(&self.shared.record.control) => if let Ok(control) = control {
+                    let state = control.state;
+                    connected = Some((state, self.shared.link.open(control).await));
                     self.tell(MachineEvent::ControlBack);
-                    connected = Some(control);
                     continue;
                 },
                 () = self.shared.process.gone() => return self.finish().await,
@@ -131,9 +137,7 @@ impl Supervisor {
     }
 
     /// Passes on what it says until the connection ends; returns why it did.
-    async fn follow(&self, control: Control) -> String {
-        let state = control.state;
-        let mut lines = self.shared.link.open(control).await;
+    async fn follow(&self, state: GuestState, mut lines: ControlLines) -> String {
         self.tell_state(state);
         let mut before = state;
         loop {

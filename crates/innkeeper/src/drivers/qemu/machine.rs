@@ -155,6 +155,12 @@ pub(super) async fn adopt(record: Record) -> Result<Running> {
         )
         .with_source(error)
     })?;
+    if let Err(error) = super::suspend::cancel_orphaned(&qmp).await {
+        return Err(qmp_error(
+            error,
+            "QEMU does not end what a dead keeper had begun to save",
+        ));
+    }
     let (tracker, first) = Tracker::start(record.meaning(&status), false);
     let children = Children {
         qemu: None,

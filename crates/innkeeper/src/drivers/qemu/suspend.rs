@@ -118,6 +118,9 @@ pub(super) struct Details {
     pub(super) placement: Placement,
 }
 
+/// How often a cancelled migration is looked at that nobody's events tell of.
+const CANCELLED_LOOK: Duration = Duration::from_millis(5);
+
 /// How far a migration is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -327,6 +330,27 @@ impl Shared {
             )),
         }
     }
+}
+
+/// Cancels a save that nobody waits for any more, because whoever began it is dead: at its end QEMU would stop the CPUs, though they may
+/// have been let go by then.
+pub(super) async fn cancel_orphaned(qmp: &Qmp) -> Result<(), QmpError> {
+    if progress(qmp).await? != Progress::Going {
+        return Ok(());
+    }
+    qmp.execute("migrate_cancel", json!({}), COMMAND_DEADLINE)
+        .await?;
+    let over = async {
+        while progress(qmp).await? == Progress::Going {
+            // poll: query-migrate tells that it is over
+            tokio::time::sleep(CANCELLED_LOOK).await;
+        }
+        Ok(())
+    };
+    // Whoever resumes it is told if it is not over by then.
+    tokio::time::timeout(SETTLE_DEADLINE, over)
+        .await
+        .unwrap_or(Ok(()))
 }
 
 /// Waits for an event of a name; returns as well when some were lost or none came for a while, so that the caller asks anew.

@@ -70,6 +70,18 @@ impl Actor {
         });
     }
 
+    /// A device for which nobody waits any more is gone: what runs is told so.
+    pub(super) fn detached_late(&mut self, device: &str) {
+        let Some(applied) = self.applied.as_mut().filter(|_| !self.applying) else {
+            return;
+        };
+        live_change::note_taken(applied, &self.asked, &Step::DetachDisk(device.to_owned()));
+        let text = spec::write(applied);
+        if let Err(error) = self.context.bundle.write_applied(&text) {
+            self.say(&error.chain().join(": "));
+        }
+    }
+
     pub(super) fn applied(&mut self, done: Applied) {
         self.applying = false;
         self.context.identity = done.identity;
@@ -161,8 +173,12 @@ impl Work {
             Step::DetachDisk(name) => {
                 let hotplug = self.hotplug("detach disks")?;
                 let gone = self.detached.subscribe();
-                hotplug.request_detach_disk(name).await?;
-                self.until_detached(gone, name).await
+                match hotplug.request_detach_disk(name).await {
+                    // The guest let go of it while no keeper listened.
+                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                    Err(error) => Err(error),
+                    Ok(()) => self.until_detached(gone, name).await,
+                }
             }
             Step::ChangeMedium(name) => {
                 let hotplug = self.hotplug("change media")?;

@@ -53,6 +53,8 @@ impl Actor {
             run.ssh_port,
         )?;
         let record = run.record.clone().unwrap_or_default();
+        // What an earlier keeper had begun to save is worth nothing.
+        self.context.bundle.give_up_saving()?;
         self.applied = Some(spec);
         self.live.ssh_port = run.ssh_port;
         match self.context.driver.adopt(&config, &record).await {
@@ -166,6 +168,7 @@ impl Actor {
 
     pub(super) fn launched(&mut self, result: Result<(Running, Identity)>) {
         self.launching = None;
+        self.returning = None;
         let running = match result {
             Ok((running, identity)) => {
                 self.context.identity = identity;

@@ -129,8 +129,11 @@ impl Actor {
     /// Kills the hypervisor, or the launch of one; `Exited` follows, or what stands for it.
     pub(super) fn end_hypervisor(&mut self) {
         if let Some(launching) = self.launching.take() {
-            // A launch that is dropped leaves no process.
-            launching.abort();
+            // A launch that is dropped leaves no process; one that brings back what was saved ends its own.
+            match self.returning.take() {
+                Some(returning) => drop(returning),
+                None => launching.abort(),
+            }
             for starter in self.starters.drain(..) {
                 let _ = starter.send(Err(Error::new(
                     ErrorKind::Interrupted,
@@ -147,8 +150,8 @@ impl Actor {
             });
             return;
         }
-        if let Some(saving) = self.saving.take() {
-            saving.task.abort();
+        if let Some(saving) = &mut self.saving {
+            saving.break_off();
         }
         let Some(machine) = self.machine.clone() else {
             return;

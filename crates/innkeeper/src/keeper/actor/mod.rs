@@ -124,8 +124,8 @@ enum News {
     Ready(u64, super::readiness::Sign),
     /// The hypervisor would not stop the CPUs, or not continue them.
     Unmoved(pausing::Wish, Error),
-    /// Memory and devices are written, or could not be.
-    Saved(Result<()>),
+    /// Memory and devices are written, or could not be; whether the CPUs stand still.
+    Saved(Result<()>, bool),
     /// The machine was given what it could be given.
     Applied(Box<applying::Applied>),
     Failed(&'static str, Error),
@@ -141,6 +141,8 @@ pub(crate) struct Actor {
     machine: Option<Arc<dyn Machine>>,
     machine_events: Option<mpsc::UnboundedReceiver<MachineEvent>>,
     launching: Option<JoinHandle<()>>,
+    /// Breaks off a launch that brings back what was saved, when it is dropped.
+    returning: Option<oneshot::Sender<()>>,
     starters: Vec<oneshot::Sender<Result<Accepted>>>,
     /// Who waits until the CPUs stand still, until they run, until it is suspended.
     pausers: Vec<oneshot::Sender<Result<Accepted>>>,
@@ -190,6 +192,7 @@ impl Actor {
             machine: None,
             machine_events: None,
             launching: None,
+            returning: None,
             starters: Vec::new(),
             pausers: Vec::new(),
             resumers: Vec::new(),

@@ -43,6 +43,7 @@ impl Actor {
                     message: format!("the guest let go of {device}"),
                 });
                 // Nobody may wait for it: a guest can let go of a device long after it was asked.
+                self.detached_late(&device);
                 let _ = self.detached.send(device);
             }
             MachineEvent::Faulted(why) => {
@@ -63,8 +64,12 @@ impl Actor {
     pub(super) fn take_news(&mut self, news: News) {
         match news {
             News::Launched(result) if self.launching.is_some() => self.launched(*result),
-            // It was killed meanwhile.
-            News::Launched(_) => {}
+            // It was killed meanwhile: just before, if it is there after all. `News::Failed` of the kill follows and ends the run.
+            News::Launched(result) => {
+                if let Ok((running, _)) = *result {
+                    self.machine = Some(Arc::from(running.machine));
+                }
+            }
             News::Asked(by) => {
                 if let Some(ending) = &mut self.ending
                     && ending.by != StoppedBy::Kill
@@ -78,13 +83,32 @@ impl Actor {
             News::Ready(run, sign) if run == self.run => self.facts.note_sign(sign),
             News::Agent(..) | News::Ready(..) => {}
             News::Unmoved(wish, error) => self.unmoved(wish, error),
-            News::Saved(result) => self.saved(result),
+            News::Saved(result, stopped) => self.saved(result, stopped),
             News::Applied(done) => self.applied(*done),
+            News::Failed("launch", _)
+                if self.machine_events.is_none() && self.machine.is_some() =>
+            {
+                self.end_what_came_late();
+            }
             News::Failed("launch", _) => self.finish(PowerEvent::Gone),
             News::Failed(what, error) => {
                 self.say(&format!("can't {what}: {}", error.chain().join(": ")))
             }
         }
+    }
+
+    /// Ends a hypervisor whose launch was done just when it was killed.
+    fn end_what_came_late(&mut self) {
+        let (Some(machine), news) = (self.machine.take(), self.news.clone()) else {
+            return;
+        };
+        tokio::spawn(async move {
+            let error = match machine.kill().await {
+                Ok(()) => Error::new(ErrorKind::Interrupted, "killed"),
+                Err(error) => error,
+            };
+            let _ = news.send(News::Failed("launch", error));
+        });
     }
 
     pub(super) fn agent_news(&mut self, news: AgentNews) {

@@ -18,6 +18,9 @@ use crate::store::{Saved, SavedDisk};
 /// How long a machine that was brought back may take until its CPUs run.
 const GO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often the agent of a guest that comes back is asked to set its clock.
+const CLOCK_TRIES: u32 = 3;
+
 /// What the CPUs were asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wish {
@@ -30,7 +33,20 @@ pub(super) struct Saving {
     pub task: JoinHandle<()>,
     /// Whether it ran before, and is to run again if it can't be saved.
     ran: bool,
+    /// Breaks it off when it is dropped; none once that was done.
+    cancel: Option<oneshot::Sender<()>>,
+    /// What was saved counts: the hypervisor is being ended, and nothing of it may run again.
+    counts: bool,
     waiter: oneshot::Sender<Result<Accepted>>,
+}
+
+impl Saving {
+    /// Breaks it off, if it is not done; what comes of that is told as news.
+    pub(super) fn break_off(&mut self) {
+        if !self.counts {
+            self.cancel = None;
+        }
+    }
 }
 
 type Reply = oneshot::Sender<Result<Accepted>>;
@@ -86,12 +102,14 @@ impl Actor {
             self.starters.push(reply);
             return self.launch();
         }
-        if let Some(saving) = self.saving.take() {
-            saving.task.abort();
-            self.saving_failed(
-                Error::new(ErrorKind::Interrupted, "it was resumed while it was saved"),
-                saving.waiter,
-            );
+        if let Some(saving) = &mut self.saving {
+            if saving.counts {
+                let done = Error::new(ErrorKind::Conflict, "it has just been suspended");
+                return drop(reply.send(Err(done.with_hint("try again: that brings it back"))));
+            }
+            // It goes on when the driver has let go of it.
+            saving.break_off();
+            return self.resumers.push(reply);
         }
         self.resumers.push(reply);
         self.let_go();
@@ -150,6 +168,14 @@ impl Actor {
         self.power(PowerEvent::Resumed);
         self.clock_is_late = true;
         self.set_late_clock();
+        // Left by a keeper that died before the CPUs ran; they do now.
+        if let Err(error) = self.context.bundle.forget_used() {
+            self.say(&error.chain().join(": "));
+        }
+        self.answer_resumers();
+    }
+
+    fn answer_resumers(&mut self) {
         for waiter in std::mem::take(&mut self.resumers) {
             let _ = waiter.send(Ok(self.accepted(Admission::Enqueued)));
         }
@@ -164,8 +190,13 @@ impl Actor {
         self.clock_is_late = false;
         let log = self.context.log.clone();
         tokio::spawn(async move {
-            if let Err(error) = agent.set_time().await {
-                log.say(&format!("can't set the guest's clock: {error}"));
+            for _ in 0..CLOCK_TRIES {
+                match agent.set_time().await {
+                    Ok(()) => return,
+                    Err(error) => log.say(&format!("can't set the guest's clock: {error}")),
+                }
+                // A link that was saved in the middle of a frame falls out of step at first, and is made anew.
+                agent.reached(GO_TIMEOUT).await;
             }
         });
     }
@@ -193,13 +224,17 @@ impl Actor {
         };
         self.power(PowerEvent::SuspendAsked);
         let (bundle, news) = (self.context.bundle.clone(), self.news.clone());
+        let (cancel, cancelled) = oneshot::channel();
         let task = tokio::spawn(async move {
-            let result = save(machine, bundle, config, ran, known).await;
-            let _ = news.send(News::Saved(result));
+            let mut stopped = !ran;
+            let result = save(machine, bundle, config, &mut stopped, known, cancelled).await;
+            let _ = news.send(News::Saved(result, stopped));
         });
         self.saving = Some(Saving {
             task,
             ran,
+            cancel: Some(cancel),
+            counts: false,
             waiter: reply,
         });
     }
@@ -215,14 +250,22 @@ impl Actor {
         )
     }
 
-    pub(super) fn saved(&mut self, result: Result<()>) {
-        let Some(saving) = self.saving.take() else {
+    /// It was saved or could not be; `stopped` says whether its CPUs stand still.
+    pub(super) fn saved(&mut self, result: Result<()>, stopped: bool) {
+        let Some(mut saving) = self.saving.take() else {
             return;
         };
-        let counted = result.and_then(|()| self.context.bundle.finish_saving());
+        let wanted = match saving.cancel {
+            Some(_) => Ok(()),
+            None => Err(broken_off()),
+        };
+        let counted = result
+            .and(wanted)
+            .and_then(|()| self.context.bundle.finish_saving());
         match counted {
             Ok(()) => {
                 // Whoever asked is answered when the hypervisor is gone.
+                saving.counts = true;
                 self.saving = Some(saving);
                 let (machine, news) = (self.machine.clone(), self.news.clone());
                 tokio::spawn(async move {
@@ -234,22 +277,25 @@ impl Actor {
                 });
             }
             Err(error) => {
-                let ran = saving.ran;
-                self.saving_failed(error, saving.waiter);
-                if ran {
+                if let Err(error) = self.context.bundle.give_up_saving() {
+                    self.say(&error.chain().join(": "));
+                }
+                self.power(if stopped {
+                    PowerEvent::SuspendGivenUp
+                } else {
+                    PowerEvent::SuspendRefused
+                });
+                let name = self.context.bundle.name();
+                let error = error.while_doing(format!("can't suspend {name}"));
+                let _ = saving.waiter.send(Err(error));
+                let wanted = saving.ran || !self.resumers.is_empty();
+                if !stopped {
+                    self.answer_resumers();
+                } else if wanted && self.ending.is_none() {
                     self.let_go();
                 }
             }
         }
-    }
-
-    fn saving_failed(&mut self, error: Error, waiter: Reply) {
-        if let Err(error) = self.context.bundle.give_up_saving() {
-            self.say(&error.chain().join(": "));
-        }
-        self.power(PowerEvent::SuspendGivenUp);
-        let name = self.context.bundle.name();
-        let _ = waiter.send(Err(error.while_doing(format!("can't suspend {name}"))));
     }
 
     /// The run has ended: nobody pauses, resumes or saves any more.
@@ -295,8 +341,10 @@ impl Actor {
                     (self.context.bundle.clone(), self.context.identity.clone());
                 self.began = Some(since_boot());
                 let run = self.run_begun();
+                let (cancel, cancelled) = oneshot::channel();
+                self.returning = Some(cancel);
                 self.launching = Some(tokio::spawn(async move {
-                    let result = bring_back(driver, &bundle, &config, &saved, run).await;
+                    let result = bring_back(driver, &bundle, &config, &saved, run, cancelled).await;
                     let _ = news.send(News::Launched(Box::new(
                         result.map(|running| (running, identity)),
                     )));
@@ -351,12 +399,18 @@ struct Known {
     agent: Option<String>,
 }
 
+fn broken_off() -> Error {
+    Error::new(ErrorKind::Interrupted, "it was broken off")
+}
+
+/// Stops the CPUs, saves, and describes what was saved; `stopped` becomes true when the CPUs stand still, or may.
 async fn save(
     machine: Arc<dyn Machine>,
     bundle: Bundle,
     config: MachineConfig,
-    ran: bool,
+    stopped: &mut bool,
     known: Known,
+    cancelled: oneshot::Receiver<()>,
 ) -> Result<()> {
     let cannot = || Error::new(ErrorKind::Unsupported, "its driver does not do that");
     let suspend: &dyn Suspend = machine.suspend().ok_or_else(cannot)?;
@@ -364,11 +418,17 @@ async fn save(
     if let Some(obstacle) = suspend.obstacle().await? {
         return Err(refusal(&[obstacle]));
     }
-    if ran {
+    if !*stopped {
+        // Whatever comes of it: a request whose answer is lost may have been followed.
+        *stopped = true;
         pause.pause().await?;
     }
     let directory = bundle.begin_saving()?;
-    let saved = suspend.save(&directory).await?;
+    let saved = tokio::select! {
+        saved = suspend.save(&directory) => saved?,
+        // The sender is never used: it is dropped.
+        _ = cancelled => return Err(broken_off()),
+    };
     let disks: Result<Vec<SavedDisk>> = config
         .disks
         .iter()
@@ -386,12 +446,15 @@ async fn save(
     })
 }
 
+/// Makes a machine of what was saved and lets its CPUs go. An error, or `cancelled`, leaves no hypervisor; what was saved can be used
+/// again unless its CPUs may have run.
 async fn bring_back(
     driver: Arc<dyn Driver>,
     bundle: &Bundle,
     config: &MachineConfig,
     saved: &Saved,
     run: Run,
+    mut cancelled: oneshot::Receiver<()>,
 ) -> Result<Running> {
     let cannot = || {
         Error::new(
@@ -399,13 +462,18 @@ async fn bring_back(
             "its driver can't bring back what was saved, here and now",
         )
     };
+    let killed = || Error::new(ErrorKind::Interrupted, "it was killed while it came back");
     let restore = driver.restore().ok_or_else(cannot)?;
     let reasons = restore.check_saved(config, &saved.machine, &driver.probe().await);
     if !reasons.is_empty() {
         return Err(refusal(&reasons));
     }
-    let mut running = restore.restore(config, &saved.machine).await?;
-    let gone = async {
+    let mut running = tokio::select! {
+        running = restore.restore(config, &saved.machine) => running?,
+        _ = &mut cancelled => return Err(killed()),
+    };
+    let mut may_have_run = false;
+    let goes = async {
         // From here on the next keeper finds it.
         bundle.write_run(&Run {
             record: Some(running.record.clone()),
@@ -413,12 +481,21 @@ async fn bring_back(
         })?;
         bundle.use_saved()?;
         let pause = running.machine.pause().ok_or_else(cannot)?;
-        pause.resume().await?;
+        may_have_run = true;
+        if let Err(error) = pause.resume().await {
+            // A refusal was not followed; a request without an answer may have been.
+            may_have_run = matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Unreachable);
+            return Err(error);
+        }
         until_it_goes(&mut running.events).await
     };
-    if let Err(error) = gone.await {
+    let gone = tokio::select! {
+        gone = goes => gone,
+        _ = &mut cancelled => Err(killed()),
+    };
+    if let Err(error) = gone {
         running.machine.kill().await?;
-        if !bundle.is_suspended() {
+        if !bundle.is_suspended() && !may_have_run {
             bundle.give_back_saved()?;
         }
         return Err(error);

@@ -3,15 +3,15 @@
 use innkeeper_api::{Capability, ErrorKind};
 
 use super::context::{Context, refused};
-use super::{Failure, Verdict, lacks, require};
+use super::{Verdict, lacks, require};
 use crate::progress::Silent;
 use crate::spec::{
-    Bytes, DiskSpec, Firmware, ForwardSpec, MachineChoice, NetworkKind, NetworkSpec, Protocol,
-    ShareSpec, VmSpec,
+    Bytes, ConsoleSpec, DiskBus, DiskCache, DiskSpec, Firmware, ForwardSpec, MachineChoice,
+    MemoryKind, NetworkKind, NetworkSpec, Protocol, ShareSpec, VmSpec, WatchdogAction,
 };
 
 /// Makes a spec ask for a capability; returns the field that asks. None where no field of a spec does.
-fn ask(
+pub(super) fn ask(
     spec: &mut VmSpec,
     capability: Capability,
     folder: &std::path::Path,
@@ -60,8 +60,87 @@ fn ask(
             });
             Some("shares")
         }
+        Capability::SecureBoot => {
+            no_kernel(spec);
+            spec.boot.firmware = Some(Firmware::Uefi);
+            spec.boot.secure_boot = true;
+            Some("boot")
+        }
+        Capability::CpuHotplug => {
+            spec.max_cpus = Some(spec.cpus + 1);
+            Some("max_cpus")
+        }
+        Capability::MemoryHotplug => {
+            spec.max_memory = Some(Bytes::new(spec.memory.get() * 2));
+            Some("max_memory")
+        }
+        Capability::Balloon => {
+            spec.memory_target = Some(spec.memory);
+            Some("memory_target")
+        }
+        Capability::Nested => {
+            spec.nested = true;
+            Some("nested")
+        }
+        Capability::HugePages => {
+            spec.memory_kind = MemoryKind::Huge;
+            Some("memory_kind")
+        }
+        Capability::DiskNvme => {
+            disk(spec).bus = DiskBus::Nvme;
+            Some("disks.extra")
+        }
+        Capability::DiskUsb => {
+            disk(spec).bus = DiskBus::Usb;
+            Some("disks.extra")
+        }
+        Capability::DiskCache => {
+            disk(spec).cache = DiskCache::None;
+            Some("disks.extra")
+        }
+        Capability::DiskLimits => {
+            disk(spec).limits.requests = Some(100);
+            Some("disks.extra")
+        }
+        Capability::Drive => {
+            spec.disks.push(DiskSpec {
+                removable: true,
+                read_only: true,
+                ..DiskSpec::named("cd")
+            });
+            Some("disks.cd")
+        }
+        Capability::Consoles => {
+            spec.consoles.push(ConsoleSpec {
+                name: "second".to_owned(),
+                log: false,
+            });
+            Some("consoles")
+        }
+        Capability::Tpm => {
+            spec.tpm = true;
+            Some("tpm")
+        }
+        Capability::Watchdog => {
+            spec.watchdog = Some(WatchdogAction::Reset);
+            Some("watchdog")
+        }
+        Capability::Vsock => {
+            spec.vsock = true;
+            Some("vsock")
+        }
         _ => None,
     }
+}
+
+/// A small disk of the VM's own.
+fn disk(spec: &mut VmSpec) -> &mut DiskSpec {
+    let index = spec.disks.len();
+    spec.disks.push(DiskSpec {
+        size: Some(Bytes::mib(1)),
+        ..DiskSpec::named("extra")
+    });
+    &mut spec.disks[index]
 }
 
 /// Firmware finds its own kernel: a spec that names both contradicts itself.
@@ -72,17 +151,7 @@ fn no_kernel(spec: &mut VmSpec) {
 }
 
 pub(super) async fn what_a_driver_lacks_is_refused_by_its_field(context: &Context) -> Verdict {
-    let report = context.host.report().await?;
-    let report = report
-        .drivers
-        .into_iter()
-        .find(|report| report.driver == context.setup.driver)
-        .ok_or_else(|| {
-            Failure::new(format!(
-                "the host does not tell of the driver {}",
-                context.setup.driver
-            ))
-        })?;
+    let report = context.report().await?;
     for capability in Capability::ALL {
         let told = report
             .capabilities

@@ -32,6 +32,8 @@ pub struct Setup {
     pub spec: VmSpec,
     /// The guest that comes of it.
     pub guest: Box<dyn Guest>,
+    /// A directory of this computer in which trials may make disks.
+    pub files: PathBuf,
     /// How long a guest may take to become ready on this computer.
     pub patience: Duration,
 }
@@ -185,6 +187,36 @@ impl Context {
             tokio::time::sleep(LOOK).await;
         }
         Ok(())
+    }
+
+    /// What is in a VM's memory must be this, once it runs.
+    pub(super) async fn recalls(&self, name: &str, memory: &str) -> Verdict {
+        let runs = |state| matches!(state, VmState::Running | VmState::Ready);
+        let info = self.until(name, "running", |info| runs(info.state)).await?;
+        if self.setup.guest.has(super::Part::Agent).is_ok() {
+            self.wait_ready(name).await?;
+        }
+        let now = self.setup.guest.recall(&self.host, &info).await?;
+        super::require!(
+            now == memory,
+            "{name} has {now:?} in its memory, not {memory:?}"
+        );
+        Ok(())
+    }
+
+    /// What the driver says of itself here.
+    pub(super) async fn report(&self) -> Verdict<innkeeper_api::DriverReport> {
+        let report = self.host.report().await?;
+        report
+            .drivers
+            .into_iter()
+            .find(|report| report.driver == self.setup.driver)
+            .ok_or_else(|| {
+                Failure::new(format!(
+                    "the host does not tell of the driver {}",
+                    self.setup.driver
+                ))
+            })
     }
 
     /// Gives a future a deadline.

@@ -20,6 +20,8 @@ pub enum Part {
     Console,
     /// A network.
     Network,
+    /// Processes that live in its memory, and nowhere else.
+    Processes,
 }
 
 /// Something that a guest's kernel command line can make of it.
@@ -35,6 +37,20 @@ pub enum Word {
     SlowLaunch,
     /// Its hypervisor ends before it answers, with a message.
     FailingLaunch,
+    /// Its hypervisor takes some seconds to save it.
+    SlowSave,
+    /// Its hypervisor can't save it.
+    FailingSave,
+    /// Its hypervisor takes some seconds to restore it.
+    SlowRestore,
+    /// Its hypervisor can't restore it.
+    FailingRestore,
+    /// Its hypervisor does not let its CPUs go after it was restored.
+    FailingResume,
+    /// It lets go of no device by itself.
+    Grips,
+    /// It has locked the tray of its drives.
+    LockedTray,
 }
 
 /// Something that a guest can be made to do, unasked by its keeper.
@@ -54,6 +70,8 @@ pub enum Act {
     Exit,
     /// Its hypervisor lives and answers nothing any more.
     Hang,
+    /// It lets go of the devices that it was asked to.
+    LetGo,
 }
 
 /// The guest at hand.
@@ -73,6 +91,12 @@ pub trait Guest: Send + Sync {
 
     /// Makes it power off a little later, so that its keeper can be killed before; returns at once.
     async fn power_off_soon(&self, host: &Host, vm: &VmInfo) -> Verdict;
+
+    /// Makes something that is in its memory and nowhere else, and returns it.
+    async fn remember(&self, host: &Host, vm: &VmInfo) -> Verdict<String>;
+
+    /// Returns what is in its memory: what `remember` made, or something else after a new boot.
+    async fn recall(&self, host: &Host, vm: &VmInfo) -> Verdict<String>;
 
     /// A directory of the guest in which trials may write.
     fn scratch(&self) -> PathBuf;
@@ -100,6 +124,21 @@ async fn detached(host: &Host, vm: &VmInfo, argv: &[&str]) -> Verdict {
     Ok(())
 }
 
+/// Runs a command in the guest and returns what it said.
+async fn said(host: &Host, vm: &VmInfo, argv: &[&str]) -> Verdict<String> {
+    use tokio::io::AsyncReadExt;
+    let channel = host.guest(&vm.name).await?;
+    let request = ExecRequest {
+        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+        ..ExecRequest::default()
+    };
+    let mut session = channel.exec(request).await?;
+    let mut text = String::new();
+    session.stdout.read_to_string(&mut text).await?;
+    session.wait().await?;
+    Ok(text.trim().to_owned())
+}
+
 #[async_trait]
 impl Guest for TinyGuest {
     fn has(&self, _: Part) -> Result<(), String> {
@@ -114,6 +153,7 @@ impl Guest for TinyGuest {
             Act::Mute | Act::Unmute => {
                 Err("the agent is the guest's init, which can't be stopped".to_owned())
             }
+            Act::LetGo => Err("a Linux guest lets go of devices by itself".to_owned()),
             Act::Exit | Act::Hang => Err(
                 "a real hypervisor does not end or hang by itself when a trial wants it".to_owned(),
             ),
@@ -124,7 +164,7 @@ impl Guest for TinyGuest {
         match word {
             // `cat` as init waits for input for ever: there is no agent, and nobody listens to the button.
             Word::Deaf => Some("rdinit=/bin/cat"),
-            Word::NoButton | Word::ButtonOnly | Word::SlowLaunch | Word::FailingLaunch => None,
+            _ => None,
         }
     }
 
@@ -139,6 +179,17 @@ impl Guest for TinyGuest {
 
     async fn power_off_soon(&self, host: &Host, vm: &VmInfo) -> Verdict {
         detached(host, vm, &["sh", "-c", "sleep 2; poweroff"]).await
+    }
+
+    async fn remember(&self, host: &Host, vm: &VmInfo) -> Verdict<String> {
+        // Its root file system is memory.
+        let script =
+            "tr -d - < /proc/sys/kernel/random/uuid > /tmp/remembered; cat /tmp/remembered";
+        said(host, vm, &["sh", "-c", script]).await
+    }
+
+    async fn recall(&self, host: &Host, vm: &VmInfo) -> Verdict<String> {
+        said(host, vm, &["sh", "-c", "cat /tmp/remembered 2>&1"]).await
     }
 
     fn scratch(&self) -> PathBuf {
@@ -166,6 +217,7 @@ impl Guest for PvhGuest {
             Part::Agent => "agent",
             Part::Mounts => "disks that it mounts",
             Part::Network => "network",
+            Part::Processes => "processes",
             // Its marker is in the log, but nothing can be written to its console.
             Part::Console => "console that a command can write to",
         };
@@ -193,6 +245,14 @@ impl Guest for PvhGuest {
 
     async fn power_off_soon(&self, _: &Host, _: &VmInfo) -> Verdict {
         Err(Failure::new("the PVH test guest takes no orders"))
+    }
+
+    async fn remember(&self, _: &Host, _: &VmInfo) -> Verdict<String> {
+        Err(Failure::new("the PVH test guest takes no orders"))
+    }
+
+    async fn recall(&self, _: &Host, _: &VmInfo) -> Verdict<String> {
+        Err(Failure::new("the PVH test guest tells nothing"))
     }
 
     fn scratch(&self) -> PathBuf {
@@ -248,6 +308,9 @@ impl Guest for FakeGuest {
             Part::Mounts => Err("the fake's guest is this computer and mounts nothing".to_owned()),
             Part::Console => Ok(()),
             Part::Network => self.network.clone(),
+            Part::Processes => {
+                Err("the fake's guest is this computer, whose processes are not saved".to_owned())
+            }
         }
     }
 
@@ -262,6 +325,13 @@ impl Guest for FakeGuest {
             Word::ButtonOnly => "fake.agent=none",
             Word::SlowLaunch => "fake.launch-delay=8000",
             Word::FailingLaunch => "fake.launch-delay=30 fake.launch-fail",
+            Word::SlowSave => "fake.save=slow:6000",
+            Word::FailingSave => "fake.save=fail",
+            Word::SlowRestore => "fake.restore=slow:6000",
+            Word::FailingRestore => "fake.restore=fail",
+            Word::FailingResume => "fake.resume=fail",
+            Word::Grips => "fake.detach=ignore",
+            Word::LockedTray => "fake.tray=locked",
         })
     }
 
@@ -274,6 +344,7 @@ impl Guest for FakeGuest {
             Act::Unmute => "unmute",
             Act::Exit => "exit",
             Act::Hang => "hang",
+            Act::LetGo => "let-go",
         };
         self.poke(host, vm, word).await
     }
@@ -281,6 +352,21 @@ impl Guest for FakeGuest {
     async fn power_off_soon(&self, _: &Host, _: &VmInfo) -> Verdict {
         // Nothing to prepare: it can be poked while its keeper is dead.
         Ok(())
+    }
+
+    async fn remember(&self, host: &Host, vm: &VmInfo) -> Verdict<String> {
+        self.recall(host, vm).await
+    }
+
+    async fn recall(&self, host: &Host, vm: &VmInfo) -> Verdict<String> {
+        let log = host.log_path(&vm.name, crate::LogKind::Serial)?;
+        let text = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
+        text.lines()
+            .filter_map(|line| line.strip_prefix("fake: memory "))
+            .filter_map(|line| line.split(' ').next())
+            .next_back()
+            .map(str::to_owned)
+            .ok_or_else(|| Failure::new(format!("the guest told nothing of its memory: {text}")))
     }
 
     fn scratch(&self) -> PathBuf {

@@ -11,7 +11,7 @@ use super::context::{Context, kill_process, lives};
 use super::{Act, Verdict, require};
 
 /// A VM that is as ready as its guest lets it be.
-async fn ready_or_running(context: &Context, name: &str) -> Verdict<VmInfo> {
+pub(super) async fn ready_or_running(context: &Context, name: &str) -> Verdict<VmInfo> {
     if context.setup.guest.has(super::Part::Agent).is_ok() {
         context.ready(name).await
     } else {
