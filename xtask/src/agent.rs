@@ -69,18 +69,28 @@ pub(crate) enum Architectures {
 
 /// Builds the agents; gives the directory of them.
 pub(crate) fn build(wanted: Architectures) -> Result<PathBuf> {
+    build_files(wanted)?;
+    workspace::libexec_directory()
+}
+
+/// Builds the agents; gives those that were made now, and not what an earlier run left beside them.
+pub(crate) fn build_files(wanted: Architectures) -> Result<Vec<PathBuf>> {
     let directory = workspace::libexec_directory()?;
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let mut built = Vec::new();
     for target in TARGETS {
         if wanted == Architectures::Native && !target.is_native() {
             continue;
         }
         match build_one(target, &directory)? {
-            Outcome::Built(path) => say(&format!("agent for {}: {}", target.arch, path.display())),
+            Outcome::Built(path) => {
+                say(&format!("agent for {}: {}", target.arch, path.display()));
+                built.push(path);
+            }
             Outcome::Lacking(what) => say(&format!("SKIPPED: agent for {}: {what}", target.arch)),
         }
     }
-    Ok(directory)
+    Ok(built)
 }
 
 fn build_one(target: &AgentTarget, directory: &Path) -> Result<Outcome> {
@@ -143,13 +153,17 @@ fn build_one(target: &AgentTarget, directory: &Path) -> Result<Outcome> {
 }
 
 /// Where the std of a target is.
-enum Sysroot {
+pub(crate) enum Sysroot {
+    /// In the toolchain itself.
     Installed,
+    /// In a sysroot of its own.
     At(String),
+    /// Nowhere.
     Missing,
 }
 
-fn sysroot_of(triple: &str) -> Result<Sysroot> {
+/// Finds the std of a target.
+pub(crate) fn sysroot_of(triple: &str) -> Result<Sysroot> {
     if std_is_installed(triple)? {
         return Ok(Sysroot::Installed);
     }

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use crate::process::{self, cargo, say};
 use crate::{agent, licences, tidy, workspace};
 
-const MAC: &str = "aarch64-apple-darwin";
+const MACS: &[&str] = &["aarch64-apple-darwin", "x86_64-apple-darwin"];
 
 /// Runs all checks, the quick ones first; the first failure ends it.
 pub(crate) fn run() -> Result<()> {
@@ -26,7 +26,9 @@ pub(crate) fn run() -> Result<()> {
         "-D",
         "warnings",
     ]))?;
-    mac()?;
+    for target in MACS {
+        mac(target)?;
+    }
     process::run(
         cargo([
             "doc",
@@ -44,8 +46,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Lints for macOS, by rustup's std or by the checker that the environment names.
-fn mac() -> Result<()> {
+/// Lints for a kind of Mac, by rustup's std or by the checker that the environment names.
+fn mac(target: &str) -> Result<()> {
     let rest = [
         "--workspace",
         "--exclude",
@@ -55,18 +57,18 @@ fn mac() -> Result<()> {
         "-D",
         "warnings",
     ];
-    if agent::std_is_installed(MAC)? {
-        return process::run(cargo(["clippy", "--locked", "--target", MAC]).args(rest));
+    if agent::std_is_installed(target)? {
+        return process::run(cargo(["clippy", "--locked", "--target", target]).args(rest));
     }
     let Some(checker) = std::env::var_os("INNKEEPER_APPLE_CHECK") else {
         say(&format!(
-            "SKIPPED: lints for macOS: no std for it; run `rustup target add {MAC}`"
+            "SKIPPED: lints for {target}: no std for it; run `rustup target add {target}`"
         ));
         return Ok(());
     };
     let mut command = Command::new(checker);
     command
-        .args(["-t", MAC, "-m", "clippy", "."])
+        .args(["-t", target, "-m", "clippy", "."])
         .args(rest)
         .current_dir(workspace::root());
     eprintln!("+ {}", process::shown(&command));
@@ -75,7 +77,9 @@ fn mac() -> Result<()> {
         Some(0) => Ok(()),
         // The checker's own word for "nothing was checked".
         Some(3) => {
-            say("SKIPPED: lints for macOS: the checker has no std for this rustc");
+            say(&format!(
+                "SKIPPED: lints for {target}: the checker has no std for this rustc"
+            ));
             Ok(())
         }
         _ => bail!("{} failed: {status}", process::shown(&command)),

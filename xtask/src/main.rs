@@ -1,4 +1,4 @@
-//! Everything about the house that is more than one cargo command: `cargo xtask demo|test|check|tidy|bench|docs|agent`.
+//! Everything about the house that is more than one cargo command: `cargo xtask demo|test|check|tidy|bench|docs|dist|agent`.
 //!
 //! Each subcommand is one module. Nothing here is part of the product, and no crate of the product knows of it.
 //! It deliberately downloads nothing but Debian packages, and those only in `demo` and `test`, saying which and why.
@@ -7,6 +7,7 @@ mod agent;
 mod bench;
 mod check;
 mod demo;
+mod dist;
 mod docs;
 mod licences;
 mod packages;
@@ -46,6 +47,8 @@ enum Task {
     Bench(bench::BenchArguments),
     /// Writes the pages that come from results: docs/drivers.md.
     Docs(docs::DocsArguments),
+    /// Makes what is handed out, into target/dist: inn, the agents and the licences in one archive.
+    Dist(dist::DistArguments),
     /// Builds the static guest agents into target/libexec/innkeeper.
     Agent,
     /// Runs a written test plan; `test` calls this as the unprivileged user.
@@ -75,6 +78,7 @@ fn run(task: Task) -> Result<()> {
         Task::Licences => licences::run(),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Docs(arguments) => docs::run(&arguments),
+        Task::Dist(arguments) => dist::run(&arguments),
         Task::Agent => agent::build(agent::Architectures::All).map(|_| ()),
         Task::RunTestPlan(arguments) => testing::run_plan(&arguments),
         Task::InView(arguments) => testing::enter_view(&arguments),

@@ -86,7 +86,9 @@ enum HostCommand {
     Stats(stats::Args),
     Shell(shell::Args),
     Exec(exec::Args),
+    Console(console::Args),
     Cp(cp::Args),
+    Vsock(vsock::Args),
     Ssh(ssh::Args),
     SshConfig(ssh_config::Args),
     Logs(logs::Args),
@@ -134,21 +136,34 @@ pub(crate) fn main(arguments: Vec<OsString>, builder: HostBuilder) -> u8 {
 
 fn dispatch(command: Command, builder: HostBuilder, output: &Output) -> Result<u8> {
     match command {
-        Command::Host(command) => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|source| Error::io("starting the runtime", source))?;
-            let host = open_host(builder)?;
-            let code = runtime.block_on(with_host(*command, &host, output));
-            // A thread that still reads standard input (a session that ended first) must not hold up the end.
-            runtime.shutdown_background();
-            code
+        #[cfg(target_os = "macos")]
+        Command::Host(command) if matches!(*command, HostCommand::Keeper(_)) => {
+            // A window with a machine's display could be shown by the main thread alone, so that has a loop of its own.
+            let output = *output;
+            match innkeeper::drivers::vz::main_loop::run(move || {
+                run_to_end(*command, builder, &output)
+            }) {
+                Ok(result) => result,
+                Err(work) => work(),
+            }
         }
+        Command::Host(command) => run_to_end(*command, builder, output),
         Command::Plain(PlainCommand::Schema(args)) => args.run(output),
         Command::Plain(PlainCommand::Completion(args)) => args.run(output),
         Command::Plain(PlainCommand::Man(args)) => args.run(output),
     }
+}
+
+fn run_to_end(command: HostCommand, builder: HostBuilder, output: &Output) -> Result<u8> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::io("starting the runtime", source))?;
+    let host = open_host(builder)?;
+    let code = runtime.block_on(with_host(command, &host, output));
+    // A thread that still reads standard input (a session that ended first) must not hold up the end.
+    runtime.shutdown_background();
+    code
 }
 
 async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result<u8> {
@@ -167,7 +182,9 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
         HostCommand::Stats(args) => args.run(host, output).await,
         HostCommand::Shell(args) => args.run(host, output).await,
         HostCommand::Exec(args) => args.run(host, output).await,
+        HostCommand::Console(args) => args.run(host, output).await,
         HostCommand::Cp(args) => args.run(host, output).await,
+        HostCommand::Vsock(args) => args.run(host, output).await,
         HostCommand::Ssh(args) => args.run(host, output).await,
         HostCommand::SshConfig(args) => args.run(host, output).await,
         HostCommand::Logs(args) => args.run(host, output).await,

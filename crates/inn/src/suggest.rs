@@ -12,7 +12,6 @@ const PEERS_WORDS: &[(&str, &str)] = &[
         "inn create IMAGE --name NAME; a VM's disk copies no bytes of its image",
     ),
     ("connect", "inn shell NAME"),
-    ("console", "inn logs NAME -f, or inn shell NAME"),
     (
         "destroy",
         "inn rm NAME to remove it, inn kill NAME to pull its plug",

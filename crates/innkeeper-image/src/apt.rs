@@ -69,6 +69,29 @@ pub(crate) fn system_sources(etc: &Path) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
+/// Returns the proxies and clock settings of the system, which hold for us too, as lines of apt's configuration. `apt-config dump` is
+/// apt's own machine-readable form.
+pub(crate) fn system_settings(context: &Context) -> Result<Vec<String>> {
+    let apt_config = tool::require("apt-config", "apt", "apt")?;
+    let dump = Tool::new(&apt_config, "read the system's apt configuration")
+        .arg("dump")
+        .output(context)?;
+    let wanted = |line: &&str| {
+        [
+            "Acquire::http::Proxy",
+            "Acquire::https::Proxy",
+            "Acquire::Check-",
+        ]
+        .iter()
+        .any(|key| line.starts_with(key))
+    };
+    Ok(String::from_utf8_lossy(&dump)
+        .lines()
+        .filter(wanted)
+        .map(str::to_owned)
+        .collect())
+}
+
 /// Parses the one-line format of `man 5 sources.list`.
 pub fn parse_one_line(text: &str) -> Vec<Source> {
     text.lines()
@@ -240,23 +263,9 @@ impl Apt {
              Acquire::Retries \"2\";\nAcquire::http::Timeout \"20\";\n",
             arch = arch.debian_name()
         );
-        // Proxies and clock settings of the system hold for us too; `apt-config dump` is apt's own machine-readable form.
-        let apt_config = tool::require("apt-config", "apt", "apt")?;
-        let dump = Tool::new(&apt_config, "read the system's apt configuration")
-            .arg("dump")
-            .output(context)?;
-        for line in String::from_utf8_lossy(&dump).lines() {
-            if [
-                "Acquire::http::Proxy",
-                "Acquire::https::Proxy",
-                "Acquire::Check-",
-            ]
-            .iter()
-            .any(|key| line.starts_with(key))
-            {
-                text.push_str(line);
-                text.push('\n');
-            }
+        for line in system_settings(context)? {
+            text.push_str(&line);
+            text.push('\n');
         }
         let configuration = root.join("apt.conf");
         atomic::write(&configuration, text.as_bytes(), 0o644)?;

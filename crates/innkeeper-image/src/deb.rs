@@ -48,7 +48,7 @@ pub fn parse_deb822(text: &str) -> Vec<Stanza> {
 }
 
 /// Names and exact versions (`(= V)`) of a dependency field; of alternatives, the first.
-pub(crate) fn dependencies(field: &str) -> Vec<(String, Option<String>)> {
+pub fn dependencies(field: &str) -> Vec<(String, Option<String>)> {
     field
         .split(',')
         .filter_map(|part| {
@@ -70,7 +70,7 @@ pub(crate) fn read_files(
     package: &Path,
     context: &Context,
     wanted: impl Fn(&str) -> bool + Send,
-    mut take: impl FnMut(&str, Vec<u8>) -> Result<()> + Send,
+    take: impl FnMut(&str, Vec<u8>) -> Result<()> + Send,
 ) -> Result<()> {
     let dpkg_deb = tool::require("dpkg-deb", "dpkg", "dpkg")?;
     let name = package.display().to_string();
@@ -80,45 +80,59 @@ pub(crate) fn read_files(
         .stream(
             context,
             |_| {},
-            move |stdout| {
-                let mut seen = HashSet::new();
-                let mut archive = tar::Archive::new(&mut *stdout);
-                let damaged =
-                    |source: std::io::Error| Error::malformed(name.clone(), source.to_string());
-                for entry in archive.entries().map_err(damaged)? {
-                    let mut entry = entry.map_err(damaged)?;
-                    if !entry.header().entry_type().is_file() {
-                        continue;
-                    }
-                    let path = entry.path().map_err(damaged)?.into_owned();
-                    let Some(path) = plain_path(&path) else {
-                        return Err(Error::malformed(
-                            name.clone(),
-                            format!("contains the path {:?}", path.display()),
-                        ));
-                    };
-                    if !wanted(&path) || !seen.insert(path.clone()) {
-                        continue;
-                    }
-                    if entry.size() > FILE_LIMIT {
-                        return Err(Error::malformed(
-                            name.clone(),
-                            format!("{path} has {} bytes", entry.size()),
-                        ));
-                    }
-                    let mut bytes = Vec::with_capacity(entry.size() as usize);
-                    entry
-                        .by_ref()
-                        .take(FILE_LIMIT)
-                        .read_to_end(&mut bytes)
-                        .map_err(damaged)?;
-                    take(&path, bytes)?;
-                }
+            move |mut stdout| {
+                read_archive(&mut stdout, &name, wanted, take)?;
                 // dpkg-deb would report a broken pipe if the padding at the end stayed unread.
-                std::io::copy(stdout, &mut std::io::sink()).map_err(damaged)?;
+                std::io::copy(stdout, &mut std::io::sink())
+                    .map_err(|source| Error::malformed(name, source.to_string()))?;
                 Ok(())
             },
         )
+}
+
+/// Gives the regular files of a tar archive to `take`, for those that `wanted` names; `name` is the archive's, for messages.
+///
+/// Fails with [`Error::Malformed`] when the archive is damaged, has a path that is not plain, or a wanted file that is too large.
+pub fn read_archive(
+    archive: &mut impl Read,
+    name: &str,
+    wanted: impl Fn(&str) -> bool,
+    mut take: impl FnMut(&str, Vec<u8>) -> Result<()>,
+) -> Result<()> {
+    let mut seen = HashSet::new();
+    let mut archive = tar::Archive::new(archive);
+    let damaged = |source: std::io::Error| Error::malformed(name, source.to_string());
+    for entry in archive.entries().map_err(damaged)? {
+        let mut entry = entry.map_err(damaged)?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let path = entry.path().map_err(damaged)?.into_owned();
+        let Some(path) = plain_path(&path) else {
+            return Err(Error::malformed(
+                name,
+                format!("contains the path {:?}", path.display()),
+            ));
+        };
+        if !wanted(&path) || !seen.insert(path.clone()) {
+            continue;
+        }
+        if entry.size() > FILE_LIMIT {
+            return Err(Error::malformed(
+                name,
+                format!("{path} has {} bytes", entry.size()),
+            ));
+        }
+        // Not with the capacity that the header tells: the bytes need not follow.
+        let mut bytes = Vec::new();
+        entry
+            .by_ref()
+            .take(FILE_LIMIT)
+            .read_to_end(&mut bytes)
+            .map_err(damaged)?;
+        take(&path, bytes)?;
+    }
+    Ok(())
 }
 
 /// A relative path of plain names, or none.

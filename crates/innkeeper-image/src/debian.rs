@@ -375,21 +375,8 @@ fn install(
     if let Some(directory) = temporary_directory() {
         tool = tool.env("TMPDIR", directory);
     }
-    let apt_config = tool::require("apt-config", "apt", "apt")?;
-    let dump = Tool::new(&apt_config, "read the system's apt configuration")
-        .arg("dump")
-        .output(context)?;
-    for line in String::from_utf8_lossy(&dump).lines() {
-        if [
-            "Acquire::http::Proxy ",
-            "Acquire::https::Proxy ",
-            "Acquire::Check-",
-        ]
-        .iter()
-        .any(|key| line.starts_with(key))
-        {
-            tool = tool.arg(format!("--aptopt={}", line.trim_end_matches(';')));
-        }
+    for line in apt::system_settings(context)? {
+        tool = tool.arg(format!("--aptopt={}", line.trim_end_matches(';')));
     }
     tool.arg(release.codename)
         .arg(archive)

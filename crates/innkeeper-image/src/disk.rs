@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::progress::{self, Silent};
+use crate::progress::{self, Progress, Silent, Step};
 use crate::tool::{self, Tool};
 use crate::{Error, Result, qcow2};
 
@@ -349,9 +349,10 @@ pub async fn convert(
     from_format: DiskFormat,
     to: &Path,
     to_format: DiskFormat,
+    progress: Arc<dyn Progress>,
 ) -> Result<()> {
     let (from, to) = (plain(from)?, plain(to)?);
-    progress::run(Arc::new(Silent), move |context| {
+    progress::run(progress, move |context| {
         let directory = to.parent().ok_or_else(|| Error::missing(&to, "write"))?;
         if to.exists() {
             return Err(Error::io("create", &to)(
@@ -362,6 +363,7 @@ pub async fn convert(
             .prefix(".tmp-")
             .tempfile_in(directory)
             .map_err(Error::io("create a file in", directory))?;
+        context.step(Step::Write, format!("{} as {to_format}", from.display()));
         qemu_img(format!("convert {}", from.display()))?
             .args([
                 "convert",
@@ -504,9 +506,15 @@ mod tests {
             .await
             .unwrap();
         let raw = directory.path().join("a.raw");
-        convert(&disk, DiskFormat::Qcow2, &raw, DiskFormat::Raw)
-            .await
-            .unwrap();
+        convert(
+            &disk,
+            DiskFormat::Qcow2,
+            &raw,
+            DiskFormat::Raw,
+            Arc::new(Silent),
+        )
+        .await
+        .unwrap();
         assert_eq!(fs::metadata(&raw).unwrap().len(), 64 << 20);
         assert!(
             create(&directory.path().join("x"), DiskFormat::Raw, 0)

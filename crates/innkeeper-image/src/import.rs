@@ -1,7 +1,7 @@
 //! Takes disk images into the store: a user's file, or a verified download.
 //!
 //! The format is named by the caller and the header is checked: an image that names other files is refused (qcow2.rs).
-//! A user's file is copied (as a reflink where the file system can), a download is moved.
+//! A user's file is copied without its holes, and hashed on the way; a download is moved.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::image::{Image, ImageKind, RootDisk};
 use crate::progress::{self, Context, Progress, Step};
 use crate::reference::{Arch, Reference};
 use crate::store::empty_image;
-use crate::{Error, Result, Store, atomic, digest};
+use crate::{Error, Result, Store, atomic, digest, sparse};
 
 /// What is known of a file that is taken in.
 pub(crate) struct Imported {
@@ -80,24 +80,31 @@ impl Store {
         }
         let virtual_bytes = checked?;
         let work = self.work("import")?;
-        let mut file = path.to_owned();
-        if matches!(imported.take, Take::Copy) {
-            context.step(Step::Write, format!("copying {}", path.display()));
-            file = work.path().join("disk");
-            // std::fs::copy reflinks or copies in the kernel where it can.
-            fs::copy(path, &file).map_err(Error::io("copy into the store", path))?;
-            // What was checked might have been exchanged before it was copied.
-            disk::check_foreign(&file, imported.format)?;
-        }
-        let total = fs::metadata(&file)
-            .map_err(Error::io("look at", &file))?
+        let total = fs::metadata(path)
+            .map_err(Error::io("look at", path))?
             .len();
-        let (hex, _) = digest::sha256_file(&file, |done| {
-            if done % (64 << 20) == 0 {
-                context.bytes(Step::Verify, done, Some(total), "computing the digest");
+        let watch = |step: Step, what: &'static str| {
+            move |done: u64| {
+                if done.is_multiple_of(64 << 20) {
+                    context.bytes(step, done, Some(total), what);
+                }
+                context.check()
             }
-            context.check()
-        })?;
+        };
+        let mut file = path.to_owned();
+        let hex = match imported.take {
+            Take::Move => {
+                digest::sha256_file(&file, watch(Step::Verify, "computing the digest"))?.0
+            }
+            Take::Copy => {
+                context.step(Step::Write, format!("copying {}", path.display()));
+                file = work.path().join("disk");
+                let hex = sparse::copy_hashed(path, &file, watch(Step::Write, "copying"))?;
+                // What was checked might have been exchanged before it was copied.
+                disk::check_foreign(&file, imported.format)?;
+                hex
+            }
+        };
         let layer = self.layers.adopt(&file, &hex)?;
         self.publish(
             reference,

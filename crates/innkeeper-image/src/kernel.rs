@@ -24,10 +24,11 @@ pub fn extract_vmlinux(image: &[u8]) -> Result<Vec<u8>> {
     if image.get(0x202..0x206) != Some(b"HdrS") {
         return Err(malformed("has no boot header"));
     }
-    let version = u16::from_le_bytes([
-        image[0x206],
-        *image.get(0x207).ok_or_else(|| malformed("is cut off"))?,
-    ]);
+    let version = image
+        .get(0x206..0x208)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(u16::from_le_bytes)
+        .ok_or_else(|| malformed("is cut off"))?;
     if version < 0x0208 {
         return Err(malformed(
             "has a boot protocol before 2.08, which does not tell where the payload is",

@@ -31,6 +31,7 @@ mod progress;
 mod qcow2;
 mod reference;
 mod seed;
+mod sparse;
 pub mod ssh;
 mod store;
 mod tiny;
@@ -54,7 +55,7 @@ pub use store::{BuildInputs, Store};
 pub mod parse {
     pub use crate::apt::{Source, parse_one_line, parse_sources};
     pub use crate::catalogue::find_checksum;
-    pub use crate::deb::{Stanza, parse_deb822};
+    pub use crate::deb::{Stanza, dependencies, parse_deb822, read_archive};
     pub use crate::kernel::{decompress, extract_vmlinux, raw_image};
     pub use crate::modules::depends_of;
     pub use crate::qcow2::{Header, check_foreign_header};

@@ -127,10 +127,14 @@ impl Seed {
         Ok(files)
     }
 
-    /// Writes the volume (mode 0600: it may hold secrets), replacing an older one whole.
+    /// Makes the volume. It may hold secrets.
+    pub fn volume(&self) -> Result<Vec<u8>> {
+        volume(&self.files()?).map_err(Error::io("make the seed", Path::new("cidata")))
+    }
+
+    /// Writes the volume (mode 0600), replacing an older one whole.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let volume = volume(&self.files()?).map_err(Error::io("make the seed", path))?;
-        atomic::write(path, &volume, 0o600)
+        atomic::write(path, &self.volume()?, 0o600)
     }
 
     fn cloud_config(&self) -> Result<Map<String, Value>> {

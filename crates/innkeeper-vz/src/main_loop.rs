@@ -7,6 +7,7 @@
 //!
 //! A plain run loop needs no window server, so that a program without windows is not tied to one: AppKit begins only when it is asked for.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
@@ -17,6 +18,9 @@ use objc2_app_kit::{
 };
 use objc2_core_foundation::CFRunLoop;
 use objc2_foundation::NSPoint;
+
+/// Whether the application was begun: asking for it otherwise would make it, and with it a connection to the window server.
+static APPLICATION: AtomicBool = AtomicBool::new(false);
 
 /// Runs the main thread's loop until `work`, on a thread of its own, has ended; returns what that returned.
 ///
@@ -59,6 +63,7 @@ pub fn run_application() {
         let Some(main) = MainThreadMarker::new() else {
             return;
         };
+        APPLICATION.store(true, Ordering::SeqCst);
         let application = NSApplication::sharedApplication(main);
         if !application.isRunning() {
             application.setActivationPolicy(NSApplicationActivationPolicy::Regular);
@@ -69,26 +74,29 @@ pub fn run_application() {
 
 /// Stops the application, if it runs, and the run loop.
 fn stop(main: MainThreadMarker) {
-    let application = NSApplication::sharedApplication(main);
-    if application.isRunning() {
-        application.stop(None);
-        // `stop` takes effect after the next event, so one is made.
-        let event = NSEvent::otherEventWithType_location_modifierFlags_timestamp_windowNumber_context_subtype_data1_data2(
-            NSEventType::ApplicationDefined,
-            NSPoint::ZERO,
-            NSEventModifierFlags::empty(),
-            0.0,
-            0,
-            None,
-            0,
-            0,
-            0,
-        );
-        if let Some(event) = event {
-            application.postEvent_atStart(&event, true);
-        }
+    if APPLICATION.load(Ordering::SeqCst) {
+        stop_application(&NSApplication::sharedApplication(main));
     }
     if let Some(run_loop) = CFRunLoop::main() {
         run_loop.stop();
+    }
+}
+
+fn stop_application(application: &NSApplication) {
+    application.stop(None);
+    // `stop` takes effect after the next event, so one is made.
+    let event = NSEvent::otherEventWithType_location_modifierFlags_timestamp_windowNumber_context_subtype_data1_data2(
+        NSEventType::ApplicationDefined,
+        NSPoint::ZERO,
+        NSEventModifierFlags::empty(),
+        0.0,
+        0,
+        None,
+        0,
+        0,
+        0,
+    );
+    if let Some(event) = event {
+        application.postEvent_atStart(&event, true);
     }
 }

@@ -406,6 +406,8 @@ pub struct MachineConfig {
     pub nested: bool,
     /// How much of this host it may touch.
     pub isolation: Isolation,
+    /// Directory of what the driver itself keeps of the machine for life, such as its identifier; made by the driver if it needs it.
+    pub platform: PathBuf,
     /// Files and sockets of this run.
     pub paths: MachinePaths,
 }

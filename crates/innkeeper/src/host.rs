@@ -15,8 +15,11 @@ use innkeeper_image::{Store, disk};
 use serde::Serialize;
 
 use crate::driver::Driver;
+#[cfg(target_os = "linux")]
+use crate::drivers::cloud_hypervisor::{CloudHypervisorDriver, CloudHypervisorOptions};
 use crate::drivers::qemu::{QemuDriver, QemuOptions};
-use crate::engine::{Agents, Engine, Way};
+use crate::drivers::vz::VzDriver;
+use crate::engine::{Agents, Engine, Way, told};
 use crate::error::{Error, Result};
 use crate::guest::GuestChannel;
 use crate::keeper::SshKey;
@@ -201,10 +204,20 @@ impl HostBuilder {
         }
         let mut drivers = self.drivers;
         drivers.push(Arc::new(QemuDriver::new(QemuOptions {
-            accel_override: self.accel,
+            accel_override: self.accel.clone(),
             cache: Some(root.home().join("cache/qemu.json")),
-            ..QemuOptions::of(search_path.clone(), boot_id)
+            ..QemuOptions::of(search_path.clone(), &boot_id)
         })));
+        #[cfg(target_os = "linux")]
+        drivers.push(Arc::new(CloudHypervisorDriver::new(
+            CloudHypervisorOptions {
+                accel_override: self.accel,
+                cache: Some(root.home().join("cache/cloud-hypervisor.json")),
+                ..CloudHypervisorOptions::of(search_path.clone(), boot_id.clone())
+            },
+        )));
+        // After QEMU, since nobody has run it yet: where both can, the one that was tried is taken.
+        drivers.push(Arc::new(VzDriver::new(boot_id)));
         let images = Store::open(root.image_store())?;
         Ok(Host {
             engine: Engine {
@@ -430,6 +443,13 @@ impl Host {
             .await
     }
 
+    /// Tells what replacing the spec of a VM with another text would change, or why it can't be; changes nothing.
+    pub async fn preview_spec(&self, name: &str, text: &str) -> Result<SpecChange> {
+        self.engine
+            .replace_spec(name, text, text, true, LET_GO)
+            .await
+    }
+
     /// Counts what a running VM uses. A VM that does not run has no figures.
     pub async fn stats(&self, name: &str) -> Result<VmStats> {
         let bundle = self.root().bundle(name)?;
@@ -580,11 +600,14 @@ impl Host {
         name: &str,
         format: DiskFormat,
         arch: Option<Arch>,
-        _progress: &dyn Progress,
+        progress: &dyn Progress,
     ) -> Result<ImageInfo> {
         let arch = arch.map_or_else(|| self.engine.default_arch(), Ok)?;
-        self.engine
-            .image_info(&self.engine.import(path, name, format, arch).await?)
+        let image = self
+            .engine
+            .import(path, name, format, arch, progress)
+            .await?;
+        self.engine.image_info(&image)
     }
 
     /// Removes an image that no VM needs. With `dry_run` it is only checked.
@@ -634,9 +657,12 @@ impl Host {
         from_format: DiskFormat,
         to: &Path,
         to_format: DiskFormat,
-        _progress: &dyn Progress,
+        progress: &dyn Progress,
     ) -> Result<DiskFile> {
-        disk::convert(from, from_format, to, to_format).await?;
+        told(progress, |sink| {
+            disk::convert(from, from_format, to, to_format, sink)
+        })
+        .await?;
         self.disk_info(to, to_format).await
     }
 

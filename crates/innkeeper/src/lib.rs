@@ -32,6 +32,7 @@ mod machine;
 pub mod progress;
 pub mod spec;
 mod store;
+mod streams;
 #[cfg(feature = "testing")]
 pub mod testing;
 

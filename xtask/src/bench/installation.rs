@@ -66,9 +66,8 @@ pub(super) struct Info {
 /// The files of an image, from `inn image info -o json`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Files {
+    /// As a bzImage.
     pub(super) kernel: PathBuf,
-    pub(super) vmlinux: Option<PathBuf>,
-    pub(super) initrd: PathBuf,
 }
 
 /// An `inn` with a home of its own.

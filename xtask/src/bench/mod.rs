@@ -12,6 +12,7 @@
 
 mod boot;
 mod circumstances;
+mod cloud;
 mod commands;
 mod copy;
 mod installation;
@@ -45,8 +46,8 @@ pub(crate) struct BenchArguments {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Raw QEMU: spawn to the guest's marker, our boot variants against a plain q35 bzImage.
-    Boot(boot::BootArguments),
+    /// Raw QEMU: spawn to the guest's marker, our machines against a plain q35 with a bzImage.
+    Boot(InnArguments),
     /// `inn start` against raw QEMU with the same everything: to QMP ready, and to ready.
     Run(InnArguments),
     /// `inn kill` to gone, and a killed QEMU until it is told as failed.
@@ -63,6 +64,8 @@ enum Bench {
     Exec(InnArguments),
     /// `inn create` from a 10 GiB image, against `qemu-img create -b`.
     Create(InnArguments),
+    /// `inn run` against Cloud Hypervisor's own interface called in a row.
+    CloudHypervisor(InnArguments),
     /// All of them, one table, and docs/benchmarks.md.
     All(CopyArguments),
 }
@@ -92,7 +95,7 @@ pub(crate) struct Pair<'a> {
 /// Runs the benchmark that was named.
 pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     match &arguments.bench {
-        Bench::Boot(arguments) => publish("boot", boot_alone(arguments)?),
+        Bench::Boot(arguments) => single("boot", arguments, Pace::Slow, boot::run),
         Bench::Run(arguments) => single("run", arguments, Pace::Slow, start::run),
         Bench::Kill(arguments) => single("kill", arguments, Pace::Slow, kill::run),
         Bench::Memory(arguments) => single("memory", arguments, Pace::Slow, memory::run),
@@ -103,6 +106,9 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         Bench::Ls(arguments) => single("ls", arguments, Pace::Quick, commands::ls),
         Bench::Exec(arguments) => single("exec", arguments, Pace::Quick, commands::exec),
         Bench::Create(arguments) => single("create", arguments, Pace::Quick, commands::create),
+        Bench::CloudHypervisor(arguments) => {
+            single("cloud-hypervisor", arguments, Pace::Slow, cloud::run)
+        }
         Bench::All(arguments) => all(arguments),
     }
 }
@@ -141,17 +147,6 @@ fn single(
     publish(name, bench(&mut installation, pairs)?)
 }
 
-fn boot_alone(arguments: &boot::BootArguments) -> Result<Vec<Row>> {
-    let pairs = Pace::Slow.pairs(&arguments.inn)?;
-    match arguments.kernel() {
-        Some(files) => boot::run(&arguments.boot(files), pairs),
-        None => {
-            let installation = Installation::new(&arguments.inn)?;
-            boot::run(&arguments.boot(installation.tiny()?), pairs)
-        }
-    }
-}
-
 /// One benchmark of `all`.
 type Bound<'a> = Box<dyn FnOnce(&mut Installation, usize) -> Result<Vec<Row>> + 'a>;
 
@@ -164,17 +159,11 @@ fn all(arguments: &CopyArguments) -> Result<()> {
     let (quick, slow) = (Pace::Quick.pairs(arguments)?, Pace::Slow.pairs(arguments)?);
     let mut installation = Installation::new(arguments)?;
     let circumstances = Circumstances::ask(&mut installation)?;
-    let accel = circumstances.accel.clone();
     let benches: Vec<(&str, usize, Bound)> = vec![
-        (
-            "boot",
-            slow,
-            Box::new(|installation, pairs| {
-                boot::run(&boot::Boot::tiny(installation, &accel)?, pairs)
-            }),
-        ),
+        ("boot", slow, Box::new(boot::run)),
         ("run", slow, Box::new(start::run)),
         ("kill", slow, Box::new(kill::run)),
+        ("cloud-hypervisor", slow, Box::new(cloud::run)),
         ("version", quick, Box::new(commands::version)),
         ("ls", quick, Box::new(commands::ls)),
         ("exec", quick, Box::new(commands::exec)),

@@ -4,7 +4,7 @@
 //! and handed over the same way, at other numbers and paths, so that nothing differs but who starts it. Nobody talks on
 //! the agent's channel.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ impl Drop for Killed {
 }
 
 /// The recipe of a raw VM.
+#[derive(Clone)]
 pub(super) struct RawVm {
     argv: Vec<String>,
     directory: PathBuf,
@@ -50,8 +51,44 @@ impl RawVm {
         })
     }
 
+    /// Returns the value of an option that takes one.
+    pub(super) fn option(&self, name: &str) -> Option<&str> {
+        let at = self.argv.iter().position(|word| word == name)?;
+        self.argv.get(at + 1).map(String::as_str)
+    }
+
+    /// Returns a VM with other values of options that it has.
+    pub(super) fn with(&self, options: &[(&str, &str)]) -> Result<Self> {
+        let mut other = self.clone();
+        for (name, value) in options {
+            let at = other.argv.iter().position(|word| word == name);
+            let place = at.and_then(|at| other.argv.get_mut(at + 1));
+            *place.with_context(|| format!("the VM has no {name}"))? = (*value).to_owned();
+        }
+        Ok(other)
+    }
+
+    /// Measures from the spawn until QEMU has answered its first command: a greeting comes long before it takes any.
+    pub(super) fn until_it_answers(&self, limit: Duration) -> Result<Duration> {
+        self.measure("qmp", limit, |mut reader| {
+            reader.stream.write_all(
+                b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\"}\n",
+            )?;
+            wait_for(reader, b"\"running\"")
+        })
+    }
+
     /// Measures from the spawn until the marker comes out of the socket of a chardev.
     pub(super) fn until(&self, chardev: &str, marker: &[u8], limit: Duration) -> Result<Duration> {
+        self.measure(chardev, limit, |reader| wait_for(reader, marker))
+    }
+
+    fn measure(
+        &self,
+        chardev: &str,
+        limit: Duration,
+        find: impl FnOnce(Deadline) -> std::io::Result<bool>,
+    ) -> Result<Duration> {
         let mut argv = self.argv.clone();
         let mut listeners = Vec::new();
         let mut stream = None;
@@ -94,15 +131,11 @@ impl RawVm {
             stream,
             until: start + limit,
         };
-        let found = wait_for(reader, marker)
-            .with_context(|| format!("waiting for {chardev} of the raw VM"))?;
+        let found = find(reader).with_context(|| format!("waiting for {chardev} of the raw VM"))?;
         let taken = start.elapsed();
         drop(child);
         if !found {
-            bail!(
-                "the raw QEMU ended before {:?}",
-                String::from_utf8_lossy(marker)
-            );
+            bail!("the raw QEMU ended before {chardev} said what was waited for");
         }
         Ok(taken)
     }

@@ -1,7 +1,8 @@
 //! What starting a VM costs over raw QEMU with the same kernel, initramfs and devices.
 //!
 //! Ours is the whole command `inn start`, with the keeper that it starts. The VM exists already: what `inn run` does
-//! before, `create` measures.
+//! before, `create` measures. QMP is ready when QEMU has answered its first command, on both sides: it greets as soon as its monitor's
+//! thread runs, and takes no command before the machine is built.
 
 use anyhow::{Context, Result};
 
@@ -12,7 +13,7 @@ use super::{Pair, measure};
 
 const NAME: &str = "start";
 /// What the tiny guest's init writes to its serial console when it is up.
-const MARKER: &[u8] = b"INNKEEPER-READY";
+pub(super) const MARKER: &[u8] = b"INNKEEPER-READY";
 
 /// Measures spawn to QMP ready, and run to ready.
 pub(super) fn run(installation: &mut Installation, pairs: usize) -> Result<Vec<Row>> {
@@ -37,7 +38,7 @@ pub(super) fn run(installation: &mut Installation, pairs: usize) -> Result<Vec<R
                 Pair {
                     name: "spawn to QMP ready".to_owned(),
                     ours: Box::new(|| start(&["start", "-q", "--no-wait", NAME])),
-                    theirs: Box::new(|| raw.until("qmp", b"\"QMP\"", limit)),
+                    theirs: Box::new(|| raw.until_it_answers(limit)),
                     goal: Some(Goal::Difference(20.0)),
                 },
                 Pair {

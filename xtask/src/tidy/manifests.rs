@@ -31,6 +31,11 @@ const LAWS: &[(&str, &[&str])] = &[
         "innkeeper-testbed",
         &["inn", "innkeeper", "innkeeper-agent"],
     ),
+    // What the fuzz targets do; nothing imports it but they, from a workspace of their own.
+    (
+        "innkeeper-fuzz",
+        &["innkeeper", "innkeeper-agent", "innkeeper-image"],
+    ),
     ("xtask", &[]),
 ];
 

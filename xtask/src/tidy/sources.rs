@@ -56,7 +56,23 @@ const UNSAFE: &[&str] = &[
     "crates/innkeeper-net/src/io",
 ];
 
+/// Where the wall clock may be read: what is told to people or stamped on files, and a nonce. Deadlines and durations never.
+const WALL_CLOCK: &[&str] = &[
+    "crates/innkeeper/src/clock.rs",
+    "crates/innkeeper/src/store/event_log.rs",
+    "crates/innkeeper/src/guest/connection.rs",
+    "crates/innkeeper-image/src/layer.rs",
+    "crates/innkeeper-image/src/store.rs",
+];
+
 const LAWS: &[Law] = &[
+    Law {
+        // It steps when somebody sets it; a limit that it measured would end at once, or never.
+        applies: |path| path.starts_with("crates/") && !WALL_CLOCK.contains(&path),
+        seek: Seek::ProductCode,
+        pattern: r"\b(SystemTime|Utc|Local)::now\b",
+        rule: "reads the wall clock; measure by Instant, or add the file to WALL_CLOCK if people are told the time",
+    },
     Law {
         applies: |path| {
             path.strip_prefix(LIBRARY)
@@ -242,6 +258,10 @@ mod tests {
             ),
             ("crates/innkeeper/src/engine.rs", "let x = Kind::Qemu;"),
             ("crates/innkeeper/src/store.rs", "fn cloud_hypervisor() {}"),
+            (
+                "crates/innkeeper/src/engine/wait.rs",
+                "let end = SystemTime::now() + limit;",
+            ),
             (
                 "crates/innkeeper/src/drivers/qemu/mod.rs",
                 "use crate::store::Store;",

@@ -1,4 +1,5 @@
-//! `inn disk`: disk files, apart from any VM. Formats are always named, never guessed from what is in a file: a guest could have written it.
+//! `inn disk`: disk files, apart from any VM. Formats are always named, by a flag or by the end of the file's name, and never guessed from
+//! what is in a file: a guest could have written it.
 
 use std::path::PathBuf;
 
@@ -35,17 +36,17 @@ pub(crate) enum Disk {
     },
     /// Change the size of a disk file that no VM uses now
     #[command(after_help = "Examples:
-  inn disk resize data.qcow2 40GiB --format qcow2
-  inn disk resize data.img 512MiB --format raw --shrink --yes")]
+  inn disk resize data.qcow2 40GiB
+  inn disk resize data.img 512MiB --shrink --yes")]
     Resize {
         /// Disk file
         path: PathBuf,
         /// New size
         #[arg(value_parser = size)]
         size: Bytes,
-        /// Format of the file: qcow2 or raw; never guessed
+        /// Format of the file: qcow2 or raw; where it is left out the file's name must end in .qcow2, .raw or .img
         #[arg(long, value_parser = format)]
-        format: DiskFormat,
+        format: Option<DiskFormat>,
         /// Allow a smaller size: what is beyond it is lost
         #[arg(long)]
         shrink: bool,
@@ -56,18 +57,19 @@ pub(crate) enum Disk {
     },
     /// Write a disk file anew in another format
     #[command(after_help = "Examples:
-  inn disk convert data.img data.qcow2 --from raw --to qcow2")]
+  inn disk convert data.img data.qcow2
+  inn disk convert /dev/vg/data data.qcow2 --from raw")]
     Convert {
         /// Disk file that is read
         source: PathBuf,
         /// File that is made
         target: PathBuf,
-        /// Format of the one that is read
+        /// Format of the one that is read; where it is left out its name must tell
         #[arg(long, value_parser = format, value_name = "FORMAT")]
-        from: DiskFormat,
-        /// Format of the one that is made
+        from: Option<DiskFormat>,
+        /// Format of the one that is made; where it is left out its name must tell
         #[arg(long, value_parser = format, value_name = "FORMAT")]
-        to: DiskFormat,
+        to: Option<DiskFormat>,
         #[command(flatten)]
         dry_run: DryRun,
     },
@@ -75,14 +77,15 @@ pub(crate) enum Disk {
     #[command(
         visible_alias = "inspect",
         after_help = "Examples:
-  inn disk info data.qcow2 --format qcow2 -o json"
+  inn disk info data.qcow2
+  inn disk info /dev/vg/data --format raw -o json"
     )]
     Info {
         /// Disk file
         path: PathBuf,
-        /// Format of the file: qcow2 or raw; never guessed
+        /// Format of the file: qcow2 or raw; where it is left out the file's name must end in .qcow2, .raw or .img
         #[arg(long, value_parser = format)]
-        format: DiskFormat,
+        format: Option<DiskFormat>,
     },
     Attach(disk_of_vm::Attach),
     Detach(disk_of_vm::Detach),
@@ -123,6 +126,7 @@ impl Disk {
                 yes,
                 dry_run,
             } => {
+                let format = named(&path, format, "--format")?;
                 let now = host.disk_info(&path, format).await?;
                 let (old, shown) = (units::size(now.virtual_bytes), path.display());
                 if dry_run.dry_run {
@@ -145,6 +149,8 @@ impl Disk {
                 to,
                 dry_run,
             } => {
+                let from = named(&source, from, "--from")?;
+                let to = named(&target, to, "--to")?;
                 if dry_run.dry_run {
                     let file = host.disk_info(&source, from).await?;
                     must_not_exist(&target)?;
@@ -162,6 +168,7 @@ impl Disk {
                 made("wrote", &file?, output)?;
             }
             Disk::Info { path, format } => {
+                let format = named(&path, format, "--format")?;
                 let file = host.disk_info(&path, format).await?;
                 output.data(&file, || block(&file))?;
             }
@@ -177,6 +184,23 @@ pub(crate) fn format(text: &str) -> Result<DiskFormat, String> {
         "qcow2" => Ok(DiskFormat::Qcow2),
         _ => Err("write raw or qcow2".to_owned()),
     }
+}
+
+/// Returns the format of a file: as the flag says, else as the end of its name does.
+pub(crate) fn named(
+    path: &std::path::Path,
+    format: Option<DiskFormat>,
+    flag: &str,
+) -> Result<DiskFormat> {
+    format
+        .or_else(|| DiskFormat::from_extension(path))
+        .ok_or_else(|| {
+            let message = format!("the format of {} is not told by its name", path.display());
+            let error = innkeeper::Error::new(innkeeper::api::ErrorKind::BadInput, message);
+            let hint =
+                format!("add {flag} raw or {flag} qcow2; it is not guessed from the content");
+            Failure::from(error.with_hint(hint))
+        })
 }
 
 fn word(format: DiskFormat) -> &'static str {
@@ -234,6 +258,20 @@ mod tests {
             block(&file),
             "file:    data.qcow2\nformat:  qcow2\nsize:    20GiB\non disk: 200KiB\nover:    /layers/ab\n"
         );
+    }
+
+    #[test]
+    fn a_format_is_told_by_the_flag_or_the_name() {
+        let named = |path: &str, format| named(path.as_ref(), format, "--format").ok();
+        assert_eq!(named("a.qcow2", None), Some(DiskFormat::Qcow2));
+        assert_eq!(named("a.IMG", None), Some(DiskFormat::Raw));
+        assert_eq!(
+            named("a.qcow2", Some(DiskFormat::Raw)),
+            Some(DiskFormat::Raw)
+        );
+        for path in ["a", "a.vmdk", ".qcow2", "qcow2", "a.qcow2.bak"] {
+            assert_eq!(named(path, None), None, "{path}");
+        }
     }
 
     #[test]

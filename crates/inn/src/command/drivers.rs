@@ -46,6 +46,12 @@ fn text(drivers: &[DriverReport]) -> String {
                 need.what, need.without, need.fix
             ));
         }
+        // Where nothing can be done for one reason, that is the note above.
+        if driver.capabilities.iter().all(|report| {
+            report.lacking.is_some() && report.lacking.as_ref() == driver.notes.first()
+        }) {
+            continue;
+        }
         let width = Capability::ALL.iter().map(|it| it.as_str().len()).max();
         let width = width.unwrap_or_default();
         for report in &driver.capabilities {

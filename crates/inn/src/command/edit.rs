@@ -15,7 +15,7 @@ use innkeeper::api::ErrorKind;
 use innkeeper::{Error, Host, SpecChange};
 use tempfile::NamedTempFile;
 
-use super::set;
+use super::{DryRun, set};
 use crate::confirm::{Answer, ask, can_ask};
 use crate::environment;
 use crate::failure::{self, Result};
@@ -24,10 +24,14 @@ use crate::output::Output;
 /// Edit a VM's spec in your editor ($VISUAL or $EDITOR)
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  inn edit web")]
+  inn edit web
+  inn edit web --dry-run               what your edit would change, without changing it")]
 pub(crate) struct Args {
     /// VM
     name: String,
+
+    #[command(flatten)]
+    dry_run: DryRun,
 }
 
 impl Args {
@@ -48,7 +52,15 @@ impl Args {
                 output.note(&format!("{} is unchanged", self.name));
                 return Ok(0);
             }
-            let error = match host.replace_spec(&self.name, &before, &text).await {
+            let edited = match self.dry_run.dry_run {
+                true => host.preview_spec(&self.name, &text).await,
+                false => host.replace_spec(&self.name, &before, &text).await,
+            };
+            let error = match edited {
+                Ok(change) if self.dry_run.dry_run => {
+                    output.dry_run(&set::steps(&change))?;
+                    return Ok(0);
+                }
                 Ok(change) => return self.done(&change, output),
                 Err(error) => error,
             };

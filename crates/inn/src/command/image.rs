@@ -42,16 +42,17 @@ pub(crate) enum Image {
     Build(Which),
     /// Add a disk image of yours to the store
     #[command(after_help = "Examples:
-  inn image import disk.qcow2 --format qcow2 --name mine:1")]
+  inn image import disk.qcow2 --name mine:1
+  inn image import /dev/vg/system --format raw --name mine:2")]
     Import {
         /// Disk image
         path: PathBuf,
         /// Name that it gets
         #[arg(short, long)]
         name: String,
-        /// Format of the file; never guessed
+        /// Format of the file: qcow2 or raw; where it is left out the file's name must end in .qcow2, .raw or .img
         #[arg(long, value_parser = disk::format)]
-        format: DiskFormat,
+        format: Option<DiskFormat>,
         /// Architecture of its system; this computer's if none is given
         #[arg(long, value_parser = arch)]
         arch: Option<Arch>,
@@ -125,6 +126,7 @@ impl Image {
                 arch,
                 dry_run,
             } => {
+                let format = disk::named(&path, format, "--format")?;
                 if dry_run.dry_run {
                     let file = host.disk_info(&path, format).await?;
                     let size = units::size(file.actual_bytes);

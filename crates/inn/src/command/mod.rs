@@ -3,6 +3,7 @@
 //! A command reads its arguments, asks `Host` one thing, and writes the answer. What is more than that stands in the library.
 
 pub(crate) mod completion;
+pub(crate) mod console;
 pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod disk;
@@ -37,6 +38,7 @@ pub(crate) mod ssh_config;
 pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod stop;
+pub(crate) mod vsock;
 pub(crate) mod wait;
 
 use std::time::Duration;

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use innkeeper::api::DriverReport;
 use innkeeper::drivers::fake::FakeName;
 use innkeeper::spec::{BootSpec, Bytes, DriverChoice, ReadyWhen, VmSpec};
-use innkeeper::testing::conformance::{Context, FakeGuest, Guest, Setup, TRIALS, TinyGuest, Trial};
+use innkeeper::testing::conformance::{
+    Context, FakeGuest, Guest, PvhGuest, Setup, TRIALS, TinyGuest, Trial,
+};
 use innkeeper::testing::matrix::{Outcome, Record};
 use innkeeper::testing::traces::Traces;
 use innkeeper_testbed::{Installation, Programs, agent_program, lend_tiny, results_directory};
@@ -26,7 +28,7 @@ pub(crate) fn main() {
     // Trials wait more than they work, but a loaded computer makes deadlines meaningless.
     arguments.test_threads.get_or_insert(GUESTS_AT_ONCE);
     let mut tests = Vec::new();
-    for driver in ["fake", "qemu"] {
+    for driver in ["fake", "qemu", "cloud-hypervisor"] {
         tests.extend(TRIALS.iter().map(|trial| test(driver, trial)));
     }
     tests.extend(
@@ -99,6 +101,7 @@ async fn run(driver: &'static str, trial: &'static Trial) -> Result<(), String> 
             }
             Err(why) => return skip(format!("the image tiny can't be had: {why}"), report),
         },
+        "cloud-hypervisor" => (pvh_spec(&installation)?, Box::new(PvhGuest)),
         _ => fake_guest(&installation, driver, agent)?,
     };
     if let Some(why) = trial.lacking(&report, guest.as_ref()) {
@@ -212,6 +215,27 @@ fn tiny_spec() -> VmSpec {
         ready_timeout: Duration::from_secs(90),
         ..VmSpec::default()
     }
+}
+
+fn pvh_spec(installation: &Installation) -> Result<VmSpec, String> {
+    let kernel = installation.scratch().join("kernel");
+    std::fs::write(&kernel, innkeeper::testing::pvh::kernel())
+        .map_err(|error| error.to_string())?;
+    Ok(VmSpec {
+        driver: DriverChoice::Named("cloud-hypervisor".to_owned()),
+        boot: BootSpec {
+            firmware: None,
+            kernel: Some(kernel),
+            initrd: None,
+            cmdline: Some("idle".to_owned()),
+            secure_boot: false,
+        },
+        cpus: 1,
+        memory: Bytes::mib(64),
+        ready: Some(ReadyWhen::None),
+        networks: Vec::new(),
+        ..VmSpec::default()
+    })
 }
 
 fn fake_guest(

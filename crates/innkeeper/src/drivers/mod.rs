@@ -1,5 +1,7 @@
 //! The hypervisors that Innkeeper knows, one module each. None of them imports the engine or the store.
 
+#[cfg(target_os = "linux")]
+pub mod cloud_hypervisor;
 #[cfg(all(feature = "testing", target_os = "linux"))]
 pub mod fake;
 mod kvm;
@@ -7,4 +9,6 @@ mod log;
 mod process;
 pub mod qemu;
 mod start;
+mod uuid;
 mod virtiofsd;
+pub mod vz;

@@ -14,6 +14,7 @@ use innkeeper_api::ErrorKind;
 use rustix::fs::{FlockOperation, flock};
 use tokio::process::{Child, Command};
 
+use crate::driver::{BootConfig, MachineConfig};
 use crate::error::{Error, Result};
 
 /// First descriptor number given to a process: far above what a small process has open itself, so that handing one over never lands
@@ -34,6 +35,9 @@ pub(super) struct Descriptor {
 pub(super) enum DescriptorRole {
     /// A unix stream socket that listens at a path.
     Listener(PathBuf),
+    /// A named pipe, both of whose ends the process holds: it never sees its reader go.
+    #[cfg(target_os = "linux")]
+    Pipe(PathBuf),
     /// A lock file, locked, held by nobody else after the start.
     Lock(PathBuf),
 }
@@ -86,6 +90,52 @@ impl Drop for Undo {
     }
 }
 
+/// Requires that the files and folders of a VM can be opened, so that one that is missing is told by its path.
+pub(super) fn require_files(config: &MachineConfig) -> Result<()> {
+    let mut files: Vec<(&str, &Path)> = Vec::new();
+    if let BootConfig::Direct { kernel, initrd, .. } = &config.boot {
+        files.push(("kernel", kernel));
+        files.extend(initrd.as_deref().map(|initrd| ("initrd", initrd)));
+    }
+    files.extend(
+        config
+            .disks
+            .iter()
+            .map(|disk| ("disk", disk.path.as_path())),
+    );
+    files.extend(
+        config
+            .drives
+            .iter()
+            .filter_map(|drive| Some(("medium", drive.medium.as_ref()?.path.as_path()))),
+    );
+    for (what, path) in files {
+        File::open(path).map_err(|error| {
+            Error::io(
+                format!(
+                    "the {what} {} of VM {} can't be opened",
+                    path.display(),
+                    config.name
+                ),
+                error,
+            )
+        })?;
+    }
+    for share in &config.shares {
+        std::fs::read_dir(&share.host).map_err(|error| {
+            Error::io(
+                format!(
+                    "the shared folder {} of VM {} can't be opened",
+                    share.host.display(),
+                    config.name
+                ),
+                error,
+            )
+        })?;
+    }
+    Ok(())
+}
+
 /// Takes the lock that the hypervisor inherits. Errors: `Conflict` if one of this VM still runs.
 pub(super) fn take_lock(path: &Path, name: &str) -> Result<File> {
     let file = OpenOptions::new()
@@ -130,6 +180,8 @@ pub(super) fn spawn(
     for descriptor in descriptors {
         let parent: OwnedFd = match &descriptor.role {
             DescriptorRole::Listener(path) => listen(path, undo)?.into(),
+            #[cfg(target_os = "linux")]
+            DescriptorRole::Pipe(path) => make_pipe(path, undo)?.into(),
             DescriptorRole::Lock(_) => match lock.take() {
                 Some(lock) => lock.into(),
                 None => {
@@ -149,6 +201,8 @@ pub(super) fn spawn(
     command
         .args(arguments)
         .env_clear()
+        // Not ours, which may be anywhere and would be kept from being unmounted.
+        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::from(output.stdout.try_clone().map_err(cannot)?))
         .stderr(Stdio::from(output.stderr.try_clone().map_err(cannot)?))
@@ -176,4 +230,23 @@ pub(super) fn listen(path: &Path, undo: &mut Undo) -> Result<UnixListener> {
     let listener = UnixListener::bind(path).map_err(cannot)?;
     undo.sockets.push(path.to_owned());
     Ok(listener)
+}
+
+/// Makes a named pipe, in place of one that was left, and opens both its ends.
+#[cfg(target_os = "linux")]
+fn make_pipe(path: &Path, undo: &mut Undo) -> Result<File> {
+    use rustix::fs::{CWD, FileType, Mode};
+    let cannot = |error| Error::io(format!("can't make the pipe {}", path.display()), error);
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot(error)),
+        _ => {}
+    }
+    rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .map_err(|error| cannot(error.into()))?;
+    undo.sockets.push(path.to_owned());
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(cannot)
 }

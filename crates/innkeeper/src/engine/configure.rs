@@ -55,6 +55,7 @@ pub(crate) fn configure(
         vsock: spec.vsock.then(|| context_id(&identity.id)),
         nested: spec.nested,
         isolation: spec.isolation,
+        platform: bundle.path("platform"),
         paths: MachinePaths {
             sockets,
             run: bundle.run_directory(),

@@ -22,6 +22,36 @@ pub(crate) enum Way {
     Build,
 }
 
+/// Runs work on images and passes on what it tells.
+pub(crate) async fn told<T, F>(
+    progress: &dyn Progress,
+    work: impl FnOnce(Arc<dyn ImageProgress>) -> F,
+) -> innkeeper_image::Result<T>
+where
+    F: Future<Output = innkeeper_image::Result<T>>,
+{
+    let (events, mut news) = tokio::sync::mpsc::unbounded_channel();
+    let sink: Arc<dyn ImageProgress> =
+        Arc::new(move |event: innkeeper_image::Event| drop(events.send(event)));
+    let work = work(sink);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            Some(event) = news.recv() => progress.report(Update {
+                step: step_name(event.step),
+                detail: &event.message,
+                done: event.done_bytes,
+                total: event.total_bytes,
+                unit: match event.total_bytes.is_some() || event.done_bytes > 0 {
+                    true => Unit::Bytes,
+                    false => Unit::None,
+                },
+            }),
+        }
+    }
+}
+
 impl Engine {
     /// Reads an image reference.
     pub(crate) fn reference(&self, text: &str) -> Result<Reference> {
@@ -48,30 +78,18 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Image> {
         let inputs = self.build_inputs(reference, arch)?;
-        let (events, mut news) = tokio::sync::mpsc::unbounded_channel();
-        let sink: Arc<dyn ImageProgress> =
-            Arc::new(move |event: innkeeper_image::Event| drop(events.send(event)));
         let store = self.images.clone();
         let known = store.resolve(reference, arch)?.map(|image| image.digest);
-        let work = async {
+        let image = told(progress, |sink| async {
             match way {
                 Way::Ensure => store.ensure(reference, arch, &inputs, sink).await,
                 Way::Build => store.build(reference, arch, &inputs, sink).await,
             }
-        };
-        tokio::pin!(work);
-        let image = loop {
-            tokio::select! {
-                done = &mut work => break done.map_err(|error| Error::from(error).while_doing(format!("can't get the image {reference}")))?,
-                Some(event) = news.recv() => progress.report(Update {
-                    step: step_name(event.step),
-                    detail: &event.message,
-                    done: event.done_bytes,
-                    total: event.total_bytes,
-                    unit: if event.total_bytes.is_some() || event.done_bytes > 0 { Unit::Bytes } else { Unit::None },
-                }),
-            }
-        };
+        })
+        .await
+        .map_err(|error| {
+            Error::from(error).while_doing(format!("can't get the image {reference}"))
+        })?;
         if known.as_ref() != Some(&image.digest) {
             self.note(
                 None,
@@ -114,11 +132,12 @@ impl Engine {
         name: &str,
         format: DiskFormat,
         arch: Arch,
+        progress: &dyn Progress,
     ) -> Result<Image> {
-        let image = self
-            .images
-            .import(path, name, format, arch, Arc::new(innkeeper_image::Silent))
-            .await?;
+        let image = told(progress, |sink| {
+            self.images.import(path, name, format, arch, sink)
+        })
+        .await?;
         self.note(
             None,
             EventKind::ImageAdded {

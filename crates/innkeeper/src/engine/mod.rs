@@ -35,7 +35,7 @@ use crate::keeper::SshKey;
 use crate::store::Root;
 
 pub(crate) use agents::Agents;
-pub(crate) use images::Way;
+pub(crate) use images::{Way, told};
 pub use select::{DriverVerdict, Explanation};
 pub use wait::WaitFor;
 

@@ -74,7 +74,7 @@ impl Engine {
                 unit: innkeeper_agent::unit::UNIT_TEXT.to_owned(),
             }),
         };
-        Ok(seed.write(&bundle.path("seed.img"))?)
+        bundle.write_seed(&seed.volume()?)
     }
 }
 

@@ -15,7 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::server::AGENT_PROTOCOL;
+use super::actor::Door;
+use super::server::{AGENT_PROTOCOL, BYTES_PROTOCOL};
 use crate::error::{Error, Result};
 
 /// No answer of a keeper is larger than this.
@@ -80,15 +81,28 @@ impl KeeperClient {
 
     /// Opens the byte stream that carries the agent's protocol.
     pub(crate) async fn agent_stream(&self) -> Result<TokioIo<Upgraded>> {
-        let mut request = self.request(Method::POST, "/v1/vm/agent", Bytes::new())?;
+        self.stream("/v1/vm/agent", AGENT_PROTOCOL).await
+    }
+
+    /// Opens the byte stream of a console or of a vsock port.
+    pub(crate) async fn open(&self, door: &Door) -> Result<TokioIo<Upgraded>> {
+        let path = match door {
+            Door::Console(name) => format!("/v1/vm/console/{name}"),
+            Door::Vsock(port) => format!("/v1/vm/vsock/{port}"),
+            Door::VsockListen(port) => format!("/v1/vm/vsock/{port}/listen"),
+        };
+        self.stream(&path, BYTES_PROTOCOL).await
+    }
+
+    async fn stream(&self, path: &str, protocol: &'static str) -> Result<TokioIo<Upgraded>> {
+        let mut request = self.request(Method::POST, path, Bytes::new())?;
         request.headers_mut().insert(
             CONNECTION,
             hyper::header::HeaderValue::from_static("upgrade"),
         );
-        request.headers_mut().insert(
-            UPGRADE,
-            hyper::header::HeaderValue::from_static(AGENT_PROTOCOL),
-        );
+        request
+            .headers_mut()
+            .insert(UPGRADE, hyper::header::HeaderValue::from_static(protocol));
         let response = self.send(request).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             self.checked(response).await?;

@@ -24,7 +24,7 @@ mod server;
 mod stats;
 mod unreachable;
 
-pub(crate) use actor::SpecRequest;
+pub(crate) use actor::{Door, SpecRequest};
 pub(crate) use client::KeeperClient;
 pub(crate) use live::{Live, SshKey, describe};
 pub(crate) use log_files::tail;

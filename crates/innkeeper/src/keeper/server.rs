@@ -9,6 +9,7 @@
 //! | `POST /v1/vm/spec` | the new text is checked and written |
 //! | `POST /v1/vm/apply` | the running machine is given what it can be given of it |
 //! | `POST /v1/vm/agent` | switches to the agent's protocol |
+//! | `POST /v1/vm/console/NAME`, `vsock/PORT`, `vsock/PORT/listen` | switches to the bytes of a console, of a connection to a guest's vsock port, of the next connection that the guest makes to a port of the host |
 //!
 //! Only the user who owns the VM reaches the socket: its directory is private.
 
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -32,12 +33,14 @@ use innkeeper_api::{
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::actor::{Command, SpecRequest};
+use super::actor::{Command, Door, SpecRequest};
 use super::agent::AgentLink;
 use crate::error::{Error, Result};
 
 /// Name of the agent's protocol in an HTTP upgrade.
 pub(crate) const AGENT_PROTOCOL: &str = "innkeeper-agent";
+/// Name of a stream of plain bytes in an HTTP upgrade.
+pub(crate) const BYTES_PROTOCOL: &str = "innkeeper-bytes";
 /// How long a client waits for an agent that has not said hello: long enough for one whose keeper has just been replaced.
 const AGENT_PATIENCE: Duration = Duration::from_secs(3);
 /// A spec is the largest thing that is sent here.
@@ -66,6 +69,9 @@ pub(crate) fn router(shared: Shared) -> Router {
         .route("/v1/vm/spec", post(spec))
         .route("/v1/vm/apply", post(apply))
         .route("/v1/vm/agent", post(agent))
+        .route("/v1/vm/console/{name}", post(console))
+        .route("/v1/vm/vsock/{port}", post(vsock))
+        .route("/v1/vm/vsock/{port}/listen", post(vsock_listen))
         .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
         .with_state(shared)
 }
@@ -87,10 +93,17 @@ async fn ask<T>(
     shared: &Shared,
     make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
 ) -> Answer<T> {
+    ask_plain(shared, make).await.map(Json)
+}
+
+async fn ask_plain<T>(
+    shared: &Shared,
+    make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
+) -> std::result::Result<T, Refusal> {
     let gone = || Refusal(Error::new(ErrorKind::Unreachable, "the keeper is ending"));
     let (reply, answer) = oneshot::channel();
     shared.commands.send(make(reply)).map_err(|_| gone())?;
-    answer.await.map_err(|_| gone())?.map(Json).map_err(Refusal)
+    answer.await.map_err(|_| gone())?.map_err(Refusal)
 }
 
 fn parse<T: DeserializeOwned>(body: &Bytes) -> std::result::Result<T, Refusal> {
@@ -181,17 +194,73 @@ async fn apply(State(shared): State<Shared>, body: Bytes) -> Answer<ApplyOutcome
     ask(&shared, |reply| Command::Apply(request, reply)).await
 }
 
-async fn agent(State(shared): State<Shared>, request: Request) -> Response {
+async fn console(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Response {
+    open(&shared, Door::Console(name), request).await
+}
+
+async fn vsock(State(shared): State<Shared>, Path(port): Path<u32>, request: Request) -> Response {
+    open(&shared, Door::Vsock(port), request).await
+}
+
+async fn vsock_listen(
+    State(shared): State<Shared>,
+    Path(port): Path<u32>,
+    request: Request,
+) -> Response {
+    open(&shared, Door::VsockListen(port), request).await
+}
+
+/// Joins the client to a stream into the guest.
+async fn open(shared: &Shared, door: Door, request: Request) -> Response {
+    if let Err(refusal) = must_ask_for(&request, BYTES_PROTOCOL) {
+        return refusal.into_response();
+    }
+    let mut channel = match ask_plain(shared, |reply| Command::Open(door, reply)).await {
+        Ok(channel) => channel,
+        Err(refusal) => return refusal.into_response(),
+    };
+    tokio::spawn(async move {
+        if let Ok(upgraded) = hyper::upgrade::on(request).await {
+            // However it ends, both ends are closed by it.
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut channel).await;
+        }
+    });
+    switching_to(BYTES_PROTOCOL)
+}
+
+fn must_ask_for(request: &Request, protocol: &str) -> std::result::Result<(), Refusal> {
     let wanted = request
         .headers()
         .get(header::UPGRADE)
         .and_then(|value| value.to_str().ok());
-    if wanted != Some(AGENT_PROTOCOL) {
-        return Refusal(Error::new(
-            ErrorKind::BadInput,
-            format!("this route needs `Upgrade: {AGENT_PROTOCOL}`"),
-        ))
-        .into_response();
+    if wanted == Some(protocol) {
+        return Ok(());
+    }
+    Err(Refusal(Error::new(
+        ErrorKind::BadInput,
+        format!("this route needs `Upgrade: {protocol}`"),
+    )))
+}
+
+fn switching_to(protocol: &'static str) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+        .headers_mut()
+        .insert(header::UPGRADE, HeaderValue::from_static(protocol));
+    response
+}
+
+async fn agent(State(shared): State<Shared>, request: Request) -> Response {
+    if let Err(refusal) = must_ask_for(&request, AGENT_PROTOCOL) {
+        return refusal.into_response();
     }
     let Some(link) = shared.agent.borrow().clone() else {
         let name = shared.info.borrow().name.clone();
@@ -236,13 +305,5 @@ async fn agent(State(shared): State<Shared>, request: Request) -> Response {
             AgentLink::relay(&channel, TokioIo::new(upgraded)).await;
         }
     });
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response
-        .headers_mut()
-        .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    response
-        .headers_mut()
-        .insert(header::UPGRADE, HeaderValue::from_static(AGENT_PROTOCOL));
-    response
+    switching_to(AGENT_PROTOCOL)
 }

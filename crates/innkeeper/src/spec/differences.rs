@@ -4,7 +4,13 @@ use super::VmSpec;
 use super::tree::{Tree, tree};
 
 /// Fields whose change holds at once, since only our own processes read them.
-const LIVE: [&str; 4] = ["labels", "protected", "ready", "ready_timeout"];
+const LIVE: [&str; 5] = [
+    "labels",
+    "protected",
+    "ready",
+    "ready_timeout",
+    "time_to_live",
+];
 
 /// Gives the paths of the fields that differ, such as `cpus` or `disks.root.size`, in the order of the documents.
 ///

@@ -80,7 +80,12 @@ impl From<SpecProblems> for crate::Error {
             1 => "a problem".to_owned(),
             count => format!("{count} problems"),
         };
-        let message = format!("the spec {} has {count}", problems.origin);
+        // A spec that was put together from flags has no file to name.
+        let name = match problems.origin.as_str() {
+            "spec" => String::new(),
+            origin => format!(" {origin}"),
+        };
+        let message = format!("the spec{name} has {count}");
         crate::Error::new(ErrorKind::BadInput, message).with_source(problems)
     }
 }

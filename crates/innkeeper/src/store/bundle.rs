@@ -8,7 +8,7 @@ use innkeeper_api::ErrorKind;
 use serde::{Deserialize, Serialize};
 
 use super::files::{Lasting, json, read_text, write};
-use super::{FileLock, Identity, is_locked, read_json, write_json, write_whole};
+use super::{FileLock, Identity, is_locked, read_json, write_json};
 use crate::error::{Error, Result};
 use crate::spec::{self, VmSpec};
 
@@ -18,6 +18,8 @@ pub struct Bundle {
     name: String,
     directory: PathBuf,
     boot_id: String,
+    /// Whether a power cut may undo what is written now: a half-made bundle is synced as a whole, at its end.
+    written: Lasting,
 }
 
 /// How a VM ended last time (`state.json`). Missing: it never ran.
@@ -37,6 +39,9 @@ pub struct Run {
     pub boot_id: String,
     /// When the hypervisor was launched (RFC 3339, UTC).
     pub started: String,
+    /// The same, in milliseconds since that boot.
+    #[serde(default)]
+    pub began_ms: u64,
     /// What the driver needs to adopt the hypervisor; none while it is being launched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub record: Option<serde_json::Value>,
@@ -51,6 +56,15 @@ impl Bundle {
             name,
             directory,
             boot_id,
+            written: Lasting::Durable,
+        }
+    }
+
+    /// Returns a bundle whose writes are made durable by whoever finishes it.
+    pub(super) fn half_made(self) -> Self {
+        Bundle {
+            written: Lasting::ThisBoot,
+            ..self
         }
     }
 
@@ -112,7 +126,8 @@ impl Bundle {
 
     /// Writes the identity.
     pub fn write_identity(&self, identity: &Identity) -> Result<()> {
-        write_json(&self.path("identity.json"), identity)
+        let path = self.path("identity.json");
+        write(&path, &json(&path, identity)?, self.written)
     }
 
     /// Reads the text of the spec.
@@ -134,7 +149,12 @@ impl Bundle {
 
     /// Writes the text of the spec.
     pub fn write_spec_text(&self, text: &str) -> Result<()> {
-        write_whole(&self.path("vm.yaml"), text.as_bytes())
+        write(&self.path("vm.yaml"), text.as_bytes(), self.written)
+    }
+
+    /// Writes the seed, only for the user: it may hold secrets.
+    pub fn write_seed(&self, volume: &[u8]) -> Result<()> {
+        write(&self.path("seed.img"), volume, self.written)
     }
 
     /// Reads the spec that runs, if it runs.

@@ -14,7 +14,7 @@ mod saved;
 
 pub use bundle::{Bundle, RecordedPower, Run};
 pub use event_log::EventLog;
-pub use files::{read_json, write_json, write_whole};
+pub use files::{read_json, write_json};
 pub use identity::{Identity, IdentityDisk, PinnedBoot, PinnedImage};
 pub use lock::{FileLock, is_locked};
 pub use root::{HalfMade, Root, random_id};

@@ -1,6 +1,6 @@
 //! The root directory of an installation, and what it holds.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -223,7 +223,7 @@ impl Root {
             return Err(being_made());
         };
         Ok(HalfMade {
-            bundle: Bundle::new(name.to_owned(), directory, self.boot_id.clone()),
+            bundle: Bundle::new(name.to_owned(), directory, self.boot_id.clone()).half_made(),
             destination: self.bundle_at(name),
             lock: Some(lock),
         })
@@ -298,9 +298,12 @@ impl HalfMade {
         &self.destination
     }
 
-    /// Makes it exist under its name, all at once.
+    /// Makes it exist under its name, all at once. All of it is on disk when this returns.
     pub fn finish(mut self) -> Result<Bundle> {
         let name = self.destination.name().to_owned();
+        let directory = self.bundle.directory();
+        sync_tree(directory)
+            .map_err(|error| Error::io(format!("can't write {}", directory.display()), error))?;
         move_without_replacing(self.bundle.directory(), self.destination.directory()).map_err(
             |error| match error.kind() {
                 io::ErrorKind::AlreadyExists => Error::new(
@@ -311,8 +314,44 @@ impl HalfMade {
             },
         )?;
         self.lock = None;
+        if let Some(vms) = self.destination.directory().parent() {
+            File::open(vms)
+                .and_then(|vms| vms.sync_all())
+                .map_err(|error| Error::io(format!("can't write {}", vms.display()), error))?;
+        }
         Ok(self.destination.clone())
     }
+}
+
+/// Puts a directory and all that is in it on disk. All at once, so that a file system commits its journal once, not once for each file.
+fn sync_tree(directory: &Path) -> io::Result<()> {
+    let mut files = Vec::new();
+    let mut directories = vec![directory.to_owned()];
+    let mut next = 0;
+    while let Some(directory) = directories.get(next).cloned() {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                directories.push(entry.path());
+            } else {
+                files.push(entry.path());
+            }
+        }
+        next += 1;
+    }
+    for paths in [files, directories] {
+        std::thread::scope(|scope| {
+            let syncs: Vec<_> = paths
+                .iter()
+                .map(|path| scope.spawn(move || File::open(path)?.sync_all()))
+                .collect();
+            syncs.into_iter().try_for_each(|sync| {
+                sync.join()
+                    .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+            })
+        })?;
+    }
+    Ok(())
 }
 
 impl Drop for HalfMade {

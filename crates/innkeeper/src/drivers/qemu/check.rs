@@ -4,16 +4,36 @@
 
 use innkeeper_api::Unsupported;
 
+use super::block;
 use super::board::Board;
+use super::consoles;
 use super::host::{Emulator, QemuHost};
+use super::ports;
 use crate::driver::{BootConfig, DiskConfig, MachineConfig};
-use crate::spec::AccelChoice;
+use crate::spec::{AccelChoice, DiskBus, MemoryKind};
 
 /// Longest serial of a virtio disk, in bytes (virtio specification, `VIRTIO_BLK_ID_BYTES`).
-const SERIAL_LIMIT: usize = 20;
+pub(super) const SERIAL_LIMIT: usize = 20;
 
 /// Longest tag of a shared folder, in bytes (virtio specification, `virtio_fs_config`).
 const TAG_LIMIT: usize = 36;
+
+/// The most consoles: the ports of a virtio-serial device are 31, one of which is the agent's.
+const CONSOLE_LIMIT: usize = 30;
+
+/// Step in which memory is added, in bytes: the block of a virtio-mem device where the host's huge pages have this size.
+const ADDED_STEP: u64 = 2 << 20;
+
+/// Devices that exist for PCI alone.
+const PCI_ONLY: [&str; 6] = [
+    "nvme",
+    "qemu-xhci",
+    "usb-storage",
+    "usb-bot",
+    "i6300esb",
+    // Its place in memory is described by tables that microvm does not make.
+    "tpm-crb",
+];
 
 /// Oldest version that is supported.
 pub(super) const OLDEST: (u32, u32) = (7, 2);
@@ -68,6 +88,8 @@ pub(super) fn check(config: &MachineConfig, host: &QemuHost) -> Vec<Unsupported>
         Some(board) => {
             machine(&mut reasons, config, emulator);
             self::board(&mut reasons, config, board, emulator);
+            size(&mut reasons, config, host, board, emulator);
+            fittings(&mut reasons, config, host, board, emulator);
             if board == Board::Microvm
                 && host.accelerator(config.accel, config.arch) != "kvm"
                 && host.tsc_khz.is_none()
@@ -183,10 +205,48 @@ fn board(reasons: &mut Reasons, config: &MachineConfig, board: Board, emulator: 
                 Board::Q35 | Board::Microvm => "apt-get install ovmf",
             }),
         ),
+        (
+            BootConfig::Uefi {
+                secure_boot: true, ..
+            },
+            Board::VirtArm64 | Board::VirtRiscv64,
+        ) => reasons.add(
+            "boot.secure_boot",
+            format!("on {} machines of QEMU nothing keeps a guest from changing the keys, so that secure boot would enforce nothing", config.arch),
+            Some("leave secure_boot out"),
+        ),
+        (
+            BootConfig::Uefi {
+                secure_boot: true, ..
+            },
+            Board::Q35,
+        ) if emulator.secure_uefi.is_none() => reasons.add(
+            "boot.secure_boot",
+            "no UEFI firmware with secure boot and enrolled keys was found on this host",
+            Some("apt-get install ovmf"),
+        ),
         (BootConfig::Bios | BootConfig::Uefi { .. } | BootConfig::Direct { .. }, _) => {}
     }
-    // The agent's port and the entropy device are always there.
-    let devices = 2 + config.disks.len() + config.nics.len() + config.shares.len();
+    if let Some((wanted, most)) = ports::excess(config, board) {
+        reasons.add(
+            "machine",
+            format!("a machine takes {most} disks and interfaces beside the first ones, and this VM has {wanted}"),
+            None,
+        );
+        return;
+    }
+    // The agent's port and the entropy device are always there. Behind ports there is room of its own.
+    let movable = if ports::has_ports(board) {
+        config.disks.len().min(1) + config.nics.len().min(1)
+    } else {
+        config.disks.len() + config.nics.len()
+    };
+    let others = [
+        config.drives.iter().any(|drive| drive.bus != DiskBus::Usb),
+        config.memory_target.is_some(),
+        config.max_memory > config.memory,
+    ];
+    let devices = 2 + movable + config.shares.len() + others.iter().filter(|there| **there).count();
     if devices > board.device_limit() {
         reasons.add(
             "machine",
@@ -200,7 +260,147 @@ fn board(reasons: &mut Reasons, config: &MachineConfig, board: Board, emulator: 
     }
 }
 
+/// Whether CPUs and memory can be what they are to be, now and later.
+fn size(
+    reasons: &mut Reasons,
+    config: &MachineConfig,
+    host: &QemuHost,
+    board: Board,
+    emulator: &Emulator,
+) {
+    if let Some(machine) = emulator.machine(&config.machine) {
+        if config.max_cpus > config.cpus && !machine.cpu_hotplug {
+            reasons.add(
+                "max_cpus",
+                format!(
+                    "machine type {} takes no CPUs while it runs",
+                    config.machine
+                ),
+                Some("leave max_cpus out, or use machine: q35"),
+            );
+        } else if config.max_cpus > machine.cpu_max {
+            reasons.add(
+                "max_cpus",
+                format!(
+                    "machine type {} takes at most {} CPUs",
+                    config.machine, machine.cpu_max
+                ),
+                None,
+            );
+        }
+    }
+    let step = host
+        .huge_page
+        .filter(|_| config.memory_kind == MemoryKind::Huge)
+        .unwrap_or(ADDED_STEP);
+    if config.max_memory > config.memory {
+        let added = config.max_memory.get() - config.memory.get();
+        if !matches!(board, Board::Q35 | Board::VirtArm64) || !emulator.has("virtio-mem-pci") {
+            reasons.add(
+                "max_memory",
+                format!(
+                    "machine type {} takes no memory while it runs",
+                    config.machine
+                ),
+                Some("leave max_memory out, or use machine: q35"),
+            );
+        } else if !added.is_multiple_of(step.max(ADDED_STEP)) {
+            reasons.add(
+                "max_memory",
+                format!(
+                    "max_memory must be memory and a multiple of {}",
+                    crate::spec::Bytes::new(step.max(ADDED_STEP))
+                ),
+                None,
+            );
+        }
+    }
+    if config.memory_kind == MemoryKind::Huge && !config.memory.get().is_multiple_of(step) {
+        reasons.add(
+            "memory",
+            format!(
+                "memory of huge pages must be a multiple of their size, {}",
+                crate::spec::Bytes::new(step)
+            ),
+            None,
+        );
+    }
+}
+
+/// Whether the devices beside disks and interfaces can be had.
+fn fittings(
+    reasons: &mut Reasons,
+    config: &MachineConfig,
+    host: &QemuHost,
+    board: Board,
+    emulator: &Emulator,
+) {
+    let mut need = |asked: bool, field: &str, what: &str, drivers: &[&str]| {
+        if !asked {
+            return;
+        }
+        if board == Board::Microvm && drivers.iter().any(|driver| PCI_ONLY.contains(driver)) {
+            let reason = format!("machine type microvm has no PCI, which {what} needs");
+            reasons.add(field, reason, Some("use machine: q35"));
+        } else if let Some(missing) = drivers.iter().find(|driver| !emulator.has(driver)) {
+            let reason = format!("this QEMU was built without {missing}, which {what} needs");
+            reasons.add(field, reason, None);
+        }
+    };
+    for disk in &config.disks {
+        let field = format!("disks.{}.bus", disk.name);
+        let nvme = disk.bus == DiskBus::Nvme;
+        need(nvme, &field, "an NVMe disk", &["nvme"]);
+        let usb = disk.bus == DiskBus::Usb;
+        need(usb, &field, "a USB disk", &["qemu-xhci", "usb-storage"]);
+    }
+    for drive in &config.drives {
+        let field = format!("disks.{}.bus", drive.name);
+        let usb = drive.bus == DiskBus::Usb;
+        need(usb, &field, "a USB drive", &["qemu-xhci", "usb-bot"]);
+        need(true, &field, "a drive", &["scsi-cd"]);
+    }
+    let watchdog = config.watchdog.is_some();
+    need(watchdog, "watchdog", "the watchdog", &["i6300esb"]);
+    if config.tpm.is_some() {
+        let driver = match board {
+            Board::Q35 | Board::Microvm => "tpm-crb",
+            Board::VirtArm64 | Board::VirtRiscv64 => "tpm-tis-device",
+        };
+        need(true, "tpm", "the TPM", &[driver]);
+        if host.swtpm.is_none() {
+            let reason = "a TPM needs swtpm, which was not found on this host";
+            reasons.add("tpm", reason, Some("apt-get install swtpm"));
+        }
+    }
+    if config.consoles.len() > CONSOLE_LIMIT {
+        reasons.add(
+            "consoles",
+            format!("a machine has at most {CONSOLE_LIMIT} consoles"),
+            None,
+        );
+    }
+    for (index, console) in config.consoles.iter().enumerate() {
+        if console.name == consoles::SERIAL || console.name.is_empty() {
+            reasons.add(
+                &format!("consoles[{index}].name"),
+                "the console serial is the first serial port, which is always there",
+                Some("use another name"),
+            );
+        }
+    }
+}
+
 fn devices(reasons: &mut Reasons, config: &MachineConfig) {
+    let drives = config.drives.iter().map(|drive| &drive.name);
+    let disks = config.disks.iter().map(|disk| &disk.name);
+    for name in disks.chain(drives).filter(|name| !block::fits(name)) {
+        reasons.add(
+            &format!("disks.{name}.name"),
+            format!("the name {name:?} is too long to name things in QEMU after"),
+            Some("use a-z, 0-9 and -, at most 20 characters"),
+        );
+    }
     for (index, disk) in config.disks.iter().enumerate() {
         let DiskConfig { name, .. } = disk;
         if name.len() > SERIAL_LIMIT {

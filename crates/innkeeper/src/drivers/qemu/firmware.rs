@@ -1,7 +1,8 @@
 //! Finds UEFI firmware by the descriptors that distributions install beside it.
 //!
 //! Source of the format: QEMU `docs/interop/firmware.json`. Descriptors are taken in the order of their file names, those of an earlier
-//! directory hiding those of a later one with the same name. Secure boot needs keys and a machine of its own and is left out here.
+//! directory hiding those of a later one with the same name. Firmware for secure boot is what enforces it from the first start: the usual
+//! keys are in its variables, and only firmware itself can change them (`requires-smm`).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,6 +21,18 @@ const COUNT_LIMIT: usize = 256;
 
 /// Features that a plain VM does not have.
 const UNWANTED: [&str; 4] = ["secure-boot", "enrolled-keys", "requires-smm", "amd-sev-es"];
+
+/// Features without which secure boot enforces nothing.
+const SECURE: [&str; 3] = ["secure-boot", "enrolled-keys", "requires-smm"];
+
+/// Which firmware is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// What starts every loader.
+    Plain,
+    /// What refuses loaders that are not signed.
+    Secure,
+}
 
 /// Well-known places, for hosts without descriptors: architecture as QEMU names it, code, variables.
 const KNOWN: [(&str, &str, &str); 6] = [
@@ -60,6 +73,7 @@ pub(super) fn find(
     directories: &[PathBuf],
     architecture: &str,
     machine: &str,
+    kind: Kind,
 ) -> Option<UefiFirmware> {
     let mut descriptors: BTreeMap<std::ffi::OsString, PathBuf> = BTreeMap::new();
     for directory in directories {
@@ -77,16 +91,15 @@ pub(super) fn find(
     let described = descriptors
         .values()
         .filter_map(|path| read(path))
-        .filter_map(|descriptor| select(&descriptor, architecture, machine));
-    let known =
-        KNOWN
-            .iter()
-            .filter(|(of, _, _)| *of == architecture)
-            .map(|(_, code, variables)| UefiFirmware {
-                code: PathBuf::from(code),
-                variables: PathBuf::from(variables),
-                format: "raw".to_owned(),
-            });
+        .filter_map(|descriptor| select(&descriptor, architecture, machine, kind));
+    let known = KNOWN
+        .iter()
+        .filter(|(of, _, _)| *of == architecture && kind == Kind::Plain)
+        .map(|(_, code, variables)| UefiFirmware {
+            code: PathBuf::from(code),
+            variables: PathBuf::from(variables),
+            format: "raw".to_owned(),
+        });
     described
         .chain(known)
         .find(|firmware| firmware.code.is_file() && firmware.variables.is_file())
@@ -103,7 +116,12 @@ fn read(path: &Path) -> Option<Value> {
 }
 
 /// Takes what a descriptor describes, if it fits.
-fn select(descriptor: &Value, architecture: &str, machine: &str) -> Option<UefiFirmware> {
+fn select(
+    descriptor: &Value,
+    architecture: &str,
+    machine: &str,
+    kind: Kind,
+) -> Option<UefiFirmware> {
     let words = |value: &Value| -> Vec<String> {
         value
             .as_array()
@@ -119,9 +137,7 @@ fn select(descriptor: &Value, architecture: &str, machine: &str) -> Option<UefiF
         .any(|kind| kind == "uefi")
         && mapping["device"] == "flash"
         && split
-        && !words(&descriptor["features"])
-            .iter()
-            .any(|word| UNWANTED.contains(&word.as_str()))
+        && has_features(&words(&descriptor["features"]), kind)
         && descriptor["targets"]
             .as_array()
             .into_iter()
@@ -146,6 +162,14 @@ fn select(descriptor: &Value, architecture: &str, machine: &str) -> Option<UefiF
         variables: PathBuf::from(text("nvram-template", "filename")?),
         format,
     })
+}
+
+fn has_features(features: &[String], kind: Kind) -> bool {
+    let has = |word: &&str| features.iter().any(|feature| feature == word);
+    match kind {
+        Kind::Plain => !UNWANTED.iter().any(has),
+        Kind::Secure => SECURE.iter().all(has),
+    }
 }
 
 /// Matches a glob of which only a star at the end is used in descriptors.
@@ -187,14 +211,39 @@ mod tests {
         std::fs::write(directory.path().join("05-broken.json"), b"{").unwrap();
         let directories = [directory.path().to_owned()];
         assert_eq!(
-            find(&directories, "x86_64", "pc-q35-10.0").unwrap().code,
+            find(&directories, "x86_64", "pc-q35-10.0", Kind::Plain)
+                .unwrap()
+                .code,
             code
         );
-        assert_eq!(select(&descriptor(&[], &code), "x86_64", "microvm"), None);
         assert_eq!(
-            select(&descriptor(&[], &code), "aarch64", "pc-q35-10.0"),
+            select(&descriptor(&[], &code), "x86_64", "microvm", Kind::Plain),
             None
         );
-        assert_eq!(select(&json!([1]), "x86_64", "pc-q35-10.0"), None);
+        assert_eq!(
+            select(
+                &descriptor(&[], &code),
+                "aarch64",
+                "pc-q35-10.0",
+                Kind::Plain
+            ),
+            None
+        );
+        let secure = |features: &[&str]| {
+            select(
+                &descriptor(features, &code),
+                "x86_64",
+                "pc-q35-10.0",
+                Kind::Secure,
+            )
+            .is_some()
+        };
+        assert!(secure(&SECURE));
+        assert!(!secure(&["secure-boot", "requires-smm"]));
+        assert!(!secure(&[]));
+        assert_eq!(
+            select(&json!([1]), "x86_64", "pc-q35-10.0", Kind::Plain),
+            None
+        );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Plain values, made by `probe` and read by the pure `plan` and `check`; they serialise, so that a probe can be remembered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,15 @@ pub struct QemuHost {
     pub acceleration: Acceleration,
     /// The daemon that serves shared folders.
     pub virtiofsd: Option<Virtiofsd>,
+    /// The program that plays a TPM.
+    #[serde(default)]
+    pub swtpm: Option<TpmEmulator>,
+    /// Size in bytes of the huge pages that this host has set aside; none if it has none.
+    #[serde(default)]
+    pub huge_page: Option<u64>,
+    /// Whether KVM lets guests run virtual machines themselves.
+    #[serde(default)]
+    pub nested: bool,
     /// Rate of the processor's time-stamp counter in kHz, on x86-64 where it is constant; an emulated guest's counter is the same.
     pub tsc_khz: Option<u64>,
     /// Directories given to QEMU as `-L`.
@@ -41,6 +50,12 @@ pub struct Emulator {
     pub sandbox: bool,
     /// UEFI firmware for it.
     pub uefi: Option<UefiFirmware>,
+    /// UEFI firmware that refuses unsigned loaders, with variables that hold the usual keys.
+    #[serde(default)]
+    pub secure_uefi: Option<UefiFirmware>,
+    /// Which of the devices that Innkeeper may use it has.
+    #[serde(default)]
+    pub devices: BTreeSet<String>,
 }
 
 /// A machine type of an emulator.
@@ -52,6 +67,9 @@ pub struct MachineType {
     pub alias: Option<String>,
     /// The most CPUs that it takes.
     pub cpu_max: u32,
+    /// Whether CPUs can be added while it runs.
+    #[serde(default)]
+    pub cpu_hotplug: bool,
 }
 
 /// UEFI firmware: code, and the template of a VM's own variables.
@@ -74,6 +92,15 @@ pub struct Acceleration {
     pub kvm_refused: Option<Refusal>,
     /// What the trial showed, in sentences.
     pub notes: Vec<String>,
+}
+
+/// The program that plays a TPM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TpmEmulator {
+    /// The executable.
+    pub program: PathBuf,
+    /// Whether it can confine itself by seccomp.
+    pub seccomp: bool,
 }
 
 impl QemuHost {
@@ -102,6 +129,11 @@ impl Emulator {
         self.machines
             .iter()
             .find(|machine| machine.name == name || machine.alias.as_deref() == Some(name))
+    }
+
+    /// Returns whether it has a device.
+    pub fn has(&self, device: &str) -> bool {
+        self.devices.contains(device)
     }
 
     /// Returns whether this is at least a version.

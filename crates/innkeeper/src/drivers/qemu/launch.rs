@@ -8,7 +8,7 @@
 //!
 //! The sockets listen before QEMU exists, so connecting never has to be tried again.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::Path;
@@ -25,10 +25,10 @@ use super::process::ProcessIdentity;
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::record::{Record, log_tail};
 use super::restore::Incoming;
-use crate::driver::{BootConfig, MachineConfig};
-use crate::drivers::start::{Output, Undo, open_log, spawn, take_lock};
+use crate::driver::MachineConfig;
+use crate::drivers::start::{Output, Undo, open_log, require_files, spawn, take_lock};
 use crate::error::{Error, Result};
-use crate::spec::Protocol;
+use crate::spec::{Bytes, ForwardSpec, Protocol};
 
 /// How long QEMU may take until its first answer; on a busy host loading a kernel image takes seconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
@@ -57,7 +57,12 @@ pub(super) async fn launch(
 ) -> Result<Launched> {
     require_files(config)?;
     let lock = take_lock(&config.paths.vmm_lock, &config.name)?;
-    require_free_ports(config)?;
+    for nic in &config.nics {
+        require_free_ports(&nic.forwards)?;
+    }
+    if let Some(state) = &plan.tpm_state {
+        make_private_directory(state)?;
+    }
     if let Some((template, variables)) = &plan.variables {
         make_variables(template, variables)?;
     }
@@ -99,7 +104,7 @@ pub(super) async fn launch(
     };
 
     let answer = tokio::select! {
-        answer = begin(&plan.monitor, incoming) => answer,
+        answer = begin(&plan.monitor, incoming, config.memory_target) => answer,
         status = child.wait() => return Err(ended_early(config, log_start, status.ok())),
     };
     let (qmp, events, status) = match answer {
@@ -141,6 +146,7 @@ pub(super) async fn launch(
         sockets: std::mem::take(&mut undo.sockets),
         log: config.paths.vmm_log.clone(),
         shape: plan.shape.clone(),
+        fittings: plan.fittings.clone(),
     };
     let mut children = std::mem::take(&mut undo.children);
     let Some(child) = children.pop() else {
@@ -160,9 +166,16 @@ pub(super) async fn launch(
 async fn begin(
     monitor: &Path,
     incoming: Option<&Incoming>,
+    memory_target: Option<Bytes>,
 ) -> Result<(Qmp, mpsc::UnboundedReceiver<QmpEvent>, String), QmpError> {
     let Some(incoming) = incoming else {
-        return first_answer(monitor).await;
+        let (qmp, events, status) = first_answer(monitor).await?;
+        if let Some(target) = memory_target {
+            // The guest finds it when it loads its driver.
+            let value = json!({ "value": target.get() });
+            qmp.execute("balloon", value, ANSWER_DEADLINE).await?;
+        }
+        return Ok((qmp, events, status));
     };
     let (qmp, mut events) = Qmp::connect(monitor, ANSWER_DEADLINE).await?;
     incoming.read(&qmp, &mut events).await?;
@@ -212,48 +225,9 @@ fn ended_early(config: &MachineConfig, log_start: u64, status: Option<ExitStatus
     )
 }
 
-fn require_files(config: &MachineConfig) -> Result<()> {
-    let mut files: Vec<(&str, &Path)> = Vec::new();
-    if let BootConfig::Direct { kernel, initrd, .. } = &config.boot {
-        files.push(("kernel", kernel));
-        files.extend(initrd.as_deref().map(|initrd| ("initrd", initrd)));
-    }
-    files.extend(
-        config
-            .disks
-            .iter()
-            .map(|disk| ("disk", disk.path.as_path())),
-    );
-    for (what, path) in files {
-        File::open(path).map_err(|error| {
-            Error::io(
-                format!(
-                    "the {what} {} of VM {} can't be opened",
-                    path.display(),
-                    config.name
-                ),
-                error,
-            )
-        })?;
-    }
-    for share in &config.shares {
-        std::fs::read_dir(&share.host).map_err(|error| {
-            Error::io(
-                format!(
-                    "the shared folder {} of VM {} can't be opened",
-                    share.host.display(),
-                    config.name
-                ),
-                error,
-            )
-        })?;
-    }
-    Ok(())
-}
-
 /// Binds every forwarded port once, so that one in use is told by its number rather than by a log.
-fn require_free_ports(config: &MachineConfig) -> Result<()> {
-    for forward in config.nics.iter().flat_map(|nic| &nic.forwards) {
+pub(super) fn require_free_ports(forwards: &[ForwardSpec]) -> Result<()> {
+    for forward in forwards {
         let address = (forward.host_address, forward.host_port);
         let bound = match forward.protocol {
             Protocol::Tcp => TcpListener::bind(address).map(drop),
@@ -309,4 +283,16 @@ fn make_variables(template: &Path, variables: &Path) -> Result<()> {
             error,
         )
     })
+}
+
+/// Makes a directory that only this user can look into, if it does not exist.
+fn make_private_directory(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io(
+            format!("can't make the directory {}", path.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
 }

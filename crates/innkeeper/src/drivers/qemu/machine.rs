@@ -9,9 +9,10 @@
 //! Killing goes by the process alone and works when the monitor does not. When both the machine and its events are dropped the control
 //! connection closes and QEMU runs on, for another process to adopt.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use innkeeper_api::ErrorKind;
@@ -20,14 +21,15 @@ use tokio::process::Child;
 use tokio::sync::{broadcast, mpsc};
 
 use super::channel::AgentChannels;
+use super::consoles::ConsoleChannels;
 use super::launch::{Launched, first_answer, qmp_error, query_status};
 use super::process::Process;
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::record::{Record, log_tail};
 use super::tracker::{Outcome, Tracker};
 use crate::driver::{
-    BlockStatistics, BlockTotals, Channel, ExitReport, Machine, MachineEvent, Pause, Running,
-    Suspend,
+    Balloon, BlockStatistics, BlockTotals, Channel, Consoles, ExitReport, Hotplug, Machine,
+    MachineEvent, Pause, Resize, Running, Suspend,
 };
 use crate::error::{Error, Result};
 
@@ -59,6 +61,11 @@ pub(super) struct Shared {
     log_start: u64,
     /// What QEMU tells, for those who asked it for something that takes time.
     pub(super) signals: broadcast::Sender<QmpEvent>,
+    /// Held while devices or sizes are changed, so that two changes do not choose the same place.
+    pub(super) changing: tokio::sync::Mutex<()>,
+    pub(super) consoles: ConsoleChannels,
+    /// Devices that the guest was asked to let go of, and when.
+    pub(super) asked: Mutex<HashMap<String, Instant>>,
     /// Whether the state was asked for and the CPUs did not go on since.
     pub(super) saving: AtomicBool,
 }
@@ -115,7 +122,7 @@ pub(super) fn supervise_launched(launched: Launched, boots: bool) -> Result<Runn
             });
         }
     };
-    let (tracker, first) = Tracker::start(&status, boots);
+    let (tracker, first) = Tracker::start(record.meaning(&status), boots);
     supervise(
         record, process, children, qmp, events, tracker, first, log_start,
     )
@@ -154,7 +161,7 @@ pub(super) async fn adopt(record: Record) -> Result<Running> {
             "QEMU does not end what a dead keeper had begun to save",
         ));
     }
-    let (tracker, first) = Tracker::start(&status, false);
+    let (tracker, first) = Tracker::start(record.meaning(&status), false);
     let children = Children {
         qemu: None,
         sidecars: Vec::new(),
@@ -252,6 +259,9 @@ fn supervise(
         expected: AtomicBool::new(false),
         log_start,
         signals: broadcast::channel(SIGNALS).0,
+        changing: tokio::sync::Mutex::new(()),
+        consoles: ConsoleChannels::default(),
+        asked: Mutex::default(),
         saving: AtomicBool::new(false),
     });
     let supervisor = Supervisor {
@@ -329,13 +339,35 @@ impl Supervisor {
     async fn take(&mut self, event: &QmpEvent) {
         // Nobody may be waiting.
         let _ = self.shared.signals.send(event.clone());
+        if event.name == "WATCHDOG" {
+            self.tell(MachineEvent::WatchdogFired);
+            if self.shared.record.fittings.watchdog_powers_off
+                && let Some(event) = self.tracker.powered_off()
+            {
+                self.tell(event);
+            }
+            return;
+        }
+        // A part of a device has no id.
+        let id = event.data["device"].as_str().unwrap_or_default();
+        if event.name == "DEVICE_UNPLUG_GUEST_ERROR" {
+            self.shared.forget_asked(id);
+        }
+        if event.name == "DEVICE_DELETED" {
+            if let Some(event) = self.shared.detached(id).await {
+                self.tell(event);
+            }
+            return;
+        }
         let told = match self.tracker.observe(event) {
             Outcome::Nothing => None,
             Outcome::Tell(event) => Some(event),
             Outcome::AskStatus => match query_status(&self.shared.qmp()).await {
                 // Continued already: the pause was real all the same, and its RESUME comes next.
                 Ok(status) if status == "running" => self.tracker.paused(),
-                Ok(status) => self.tracker.observe_status(&status),
+                Ok(status) => self
+                    .tracker
+                    .observe_status(self.shared.record.meaning(&status)),
                 Err(_) => self.tracker.paused(),
             },
         };
@@ -358,7 +390,10 @@ impl Supervisor {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner) = Arc::new(qmp);
             self.tell(MachineEvent::ControlBack);
-            if let Some(event) = self.tracker.observe_status(&status) {
+            if let Some(event) = self
+                .tracker
+                .observe_status(self.shared.record.meaning(&status))
+            {
                 self.tell(event);
             }
             return events;
@@ -476,6 +511,26 @@ impl Machine for QemuMachine {
     }
 
     fn suspend(&self) -> Option<&dyn Suspend> {
+        Some(self)
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
+    }
+
+    fn balloon(&self) -> Option<&dyn Balloon> {
+        if self.shared.record.fittings.balloon {
+            Some(self)
+        } else {
+            None
+        }
+    }
+
+    fn hotplug(&self) -> Option<&dyn Hotplug> {
+        Some(self)
+    }
+
+    fn consoles(&self) -> Option<&dyn Consoles> {
         Some(self)
     }
 }

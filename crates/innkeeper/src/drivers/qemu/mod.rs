@@ -11,26 +11,38 @@
 //! for people is ever parsed. The sockets are `qmp.sock`, `agent.sock` and `serial.sock` (one client each) in the run's socket directory.
 
 mod arguments;
+mod block;
 mod board;
 mod channel;
 mod check;
+mod consoles;
+mod device;
 mod firmware;
+mod fittings;
 mod host;
+mod hotplug;
 #[cfg(target_os = "linux")]
 mod kvm_trial;
 mod launch;
 mod machine;
+mod media;
+mod network;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod ports;
 mod probe;
 mod qmp;
 mod record;
+mod resize;
 mod restore;
 mod shape;
 mod suspend;
 mod tracker;
 mod trial;
+
+#[cfg(feature = "testing")]
+pub use self::qmp::count_messages;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,7 +59,7 @@ use crate::error::{Error, Result};
 use crate::spec::Arch;
 
 pub use self::host::{
-    Acceleration, Emulator, MachineType, QemuHost, Refusal, UefiFirmware, Virtiofsd,
+    Acceleration, Emulator, MachineType, QemuHost, Refusal, TpmEmulator, UefiFirmware, Virtiofsd,
     VirtiofsdDialect,
 };
 
@@ -198,7 +210,7 @@ impl Driver for QemuDriver {
     async fn launch(&self, config: &MachineConfig) -> Result<Running> {
         let host = self.host().await;
         self.require_supported(config, &host)?;
-        let plan = plan::plan(config, &host)?;
+        let plan = plan::plan(config, &host, &ports::Placement::default())?;
         let launched = launch::launch(&plan, config, &self.options.boot_id, None).await?;
         machine::supervise_launched(launched, true)
     }

@@ -10,16 +10,22 @@
 use std::path::PathBuf;
 
 use innkeeper_api::ErrorKind;
-use serde_json::json;
 
 use super::arguments::{Options, escape, path_text};
+use super::block;
 use super::board::Board;
+use super::consoles::SERIAL_SOCKET;
+use super::device::Device;
+use super::fittings::{self, Fittings};
 use super::host::{Emulator, QemuHost};
+use super::network;
+use super::ports::{Placement, Ports, port_of};
 use super::shape::Shape;
-use crate::driver::{BootConfig, DiskConfig, MachineConfig, NicConfig};
+use crate::driver::{BootConfig, DiskConfig, MachineConfig};
 use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, Sidecar};
+use crate::drivers::uuid::uuid;
 use crate::error::{Error, Result};
-use crate::spec::{DiskFormat, Protocol};
+use crate::spec::{DiskBus, DiskFormat, MemoryKind};
 
 /// Name of the port that the guest agent opens.
 pub(super) const AGENT_PORT: &str = "org.innkeeper.agent.0";
@@ -47,12 +53,17 @@ pub(super) struct Plan {
     pub(super) agent: PathBuf,
     /// What the machine is made of.
     pub(super) shape: Shape,
+    /// What it has that is asked for while it runs.
+    pub(super) fittings: Fittings,
+    /// Directory of the TPM's state, which is made if it does not exist.
+    pub(super) tpm_state: Option<PathBuf>,
 }
 
 /// Collects arguments in pairs and hands out descriptor numbers.
-struct Builder {
+pub(super) struct Builder {
     arguments: Vec<String>,
     descriptors: Vec<Descriptor>,
+    devices: Vec<Device>,
 }
 
 impl Builder {
@@ -60,9 +71,14 @@ impl Builder {
         self.arguments.push(option.to_owned());
     }
 
-    fn option(&mut self, option: &str, value: impl Into<String>) {
+    pub(super) fn option(&mut self, option: &str, value: impl Into<String>) {
         self.arguments.push(option.to_owned());
         self.arguments.push(value.into());
+    }
+
+    pub(super) fn device(&mut self, device: Device) {
+        self.option("-device", device.option());
+        self.devices.push(device);
     }
 
     fn descriptor(&mut self, role: DescriptorRole) -> i32 {
@@ -73,7 +89,7 @@ impl Builder {
     }
 
     /// Adds a character device that listens at a path of ours.
-    fn listening(&mut self, id: &str, path: PathBuf) -> Options {
+    pub(super) fn listening(&mut self, id: &str, path: PathBuf) -> Options {
         let number = self.descriptor(DescriptorRole::Listener(path));
         Options::new("socket")
             .set("id", id)
@@ -83,10 +99,10 @@ impl Builder {
     }
 }
 
-/// Decides what is started for a VM.
+/// Decides what is started for a VM. `placement` is empty for one that boots.
 ///
 /// Errors: `Unsupported` for what `check` would have named; `BadInput` for a path or an id that QEMU can't be told.
-pub(super) fn plan(config: &MachineConfig, host: &QemuHost) -> Result<Plan> {
+pub(super) fn plan(config: &MachineConfig, host: &QemuHost, placement: &Placement) -> Result<Plan> {
     let emulator = host.emulator(config.arch).ok_or_else(|| {
         Error::new(
             ErrorKind::Unsupported,
@@ -106,29 +122,39 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost) -> Result<Plan> {
     let mut builder = Builder {
         arguments: Vec::new(),
         descriptors: Vec::new(),
+        devices: Vec::new(),
     };
 
     basics(&mut builder, config, host, emulator)?;
     machine(&mut builder, config, board, &accelerator);
+    for cpu in &placement.added_cpus {
+        builder.option("-device", cpu.arguments()?.to_string());
+    }
+    fittings::memory(&mut builder, config, host, board, placement.added_memory);
     let monitor = config.paths.sockets.join("qmp.sock");
     let agent = config.paths.sockets.join("agent.sock");
     channels(&mut builder, config, board, &monitor, &agent)?;
     let early_khz = early_khz(board, &accelerator, host);
     let variables = boot(&mut builder, config, board, emulator, early_khz)?;
-    // A kernel that QEMU loads takes the first place itself, and nothing is booted after it.
-    let boots_disks = !matches!(config.boot, BootConfig::Direct { .. });
-    for (index, disk) in config.disks.iter().enumerate() {
-        let place = disk.boot_index.filter(|_| boots_disks);
-        self::disk(&mut builder, index, disk, place, board)?;
+    let ports = Ports::new(config, board, placement);
+    for port in ports.devices() {
+        builder.device(port);
     }
-    for (index, nic) in config.nics.iter().enumerate() {
-        self::nic(&mut builder, index, nic, board);
+    disks(&mut builder, config, board, &ports)?;
+    for nic in &config.nics {
+        builder.option("-netdev", network::netdev_option(nic));
+        let bus = ports.bus_of(&network::nic_id(nic.mac));
+        builder.device(network::nic_device(nic, bus, board));
     }
-    let sidecars = shares(&mut builder, config, board, host)?;
+    let mut fittings = fittings::add(&mut builder, config, board)?;
+    fittings.ports = ports.count();
+    let mut sidecars = shares(&mut builder, config, board, host)?;
+    let swtpm = host.swtpm.as_ref();
+    sidecars.extend(fittings::tpm(&mut builder, config, board, swtpm)?);
     let lock = config.paths.vmm_lock.clone();
     builder.descriptor(DescriptorRole::Lock(lock));
 
-    let shape = shape(config, board, &accelerator, &builder.arguments);
+    let shape = shape(config, board, &accelerator, &builder.devices);
     Ok(Plan {
         program: emulator.program.clone(),
         arguments: builder.arguments,
@@ -140,31 +166,49 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost) -> Result<Plan> {
         monitor,
         agent,
         shape,
+        fittings,
+        tpm_state: config.tpm.clone(),
     })
 }
 
 /// Says what the machine is made of.
-fn shape(config: &MachineConfig, board: Board, accelerator: &str, arguments: &[String]) -> Shape {
-    let devices = arguments
-        .windows(2)
-        .filter(|pair| pair[0] == "-device")
-        .map(|pair| pair[1].clone());
+fn shape(config: &MachineConfig, board: Board, accelerator: &str, devices: &[Device]) -> Shape {
     let disks = config.disks.iter().map(|disk| &disk.name);
     let drives = config.drives.iter().map(|drive| &drive.name);
     Shape {
         arch: config.arch.to_string(),
         machine: config.machine.clone(),
         accelerator: accelerator.to_owned(),
-        cpu_model: config
-            .cpu_model
-            .as_deref()
-            .unwrap_or(board.cpu_model(accelerator))
-            .to_owned(),
+        cpu_model: cpu_model(config, board, accelerator),
         cpus: (config.cpus, config.max_cpus),
         memory: (config.memory.get(), config.max_memory.get()),
         disks: disks.chain(drives).cloned().collect(),
         nics: config.nics.iter().map(|nic| nic.mac.to_string()).collect(),
-        devices: devices.collect(),
+        devices: devices
+            .iter()
+            .filter(|device| device.bus().and_then(port_of).is_none())
+            .map(Device::summary)
+            .collect(),
+        movable: devices
+            .iter()
+            .filter(|device| device.bus().and_then(port_of).is_some())
+            .map(Device::summary)
+            .collect(),
+    }
+}
+
+/// Returns the CPU model as QEMU is told it.
+fn cpu_model(config: &MachineConfig, board: Board, accelerator: &str) -> String {
+    match &config.cpu_model {
+        Some(model) => model.clone(),
+        // The host's own processor would bring what it needs for virtual machines along.
+        None if accelerator == "kvm"
+            && matches!(board, Board::Q35 | Board::Microvm)
+            && !config.nested =>
+        {
+            format!("{},vmx=off,svm=off", board.cpu_model(accelerator))
+        }
+        None => board.cpu_model(accelerator).to_owned(),
     }
 }
 
@@ -213,38 +257,30 @@ fn machine(builder: &mut Builder, config: &MachineConfig, board: Board, accelera
             .set("pflash0", "uefi-code")
             .set("pflash1", "uefi-variables");
     }
-    if !config.shares.is_empty() {
+    if !config.shares.is_empty() || config.memory_kind == MemoryKind::Huge {
         machine = machine.set("memory-backend", "memory");
+    }
+    if secure_boot(config) {
+        // Only firmware in system management mode may write the variables, or a guest could turn the enforcement off.
+        machine = machine.set("smm", "on");
     }
     builder.option("-machine", machine.build());
     builder.option("-accel", accelerator);
-    let model = config
-        .cpu_model
-        .as_deref()
-        .unwrap_or(board.cpu_model(accelerator));
-    builder.option("-cpu", model);
+    builder.option("-cpu", cpu_model(config, board, accelerator));
     let cpus = config.cpus.to_string();
+    let most = config.max_cpus.max(config.cpus).to_string();
+    let mut topology = Options::new(&cpus);
+    if most != cpus {
+        topology = topology.set("maxcpus", &most);
+    }
     builder.option(
         "-smp",
-        Options::new(&cpus)
+        topology
             .set("sockets", "1")
-            .set("cores", &cpus)
+            .set("cores", &most)
             .set("threads", "1")
             .build(),
     );
-    let memory = format!("{}B", config.memory.get());
-    builder.option("-m", Options::new("").build() + "size=" + &memory);
-    if !config.shares.is_empty() {
-        // virtiofsd maps the guest's memory, so it must be shareable; otherwise plain memory is cheaper.
-        builder.option(
-            "-object",
-            Options::new("memory-backend-memfd")
-                .set("id", "memory")
-                .set("size", &memory)
-                .set("share", "on")
-                .build(),
-        );
-    }
 }
 
 fn channels(
@@ -260,7 +296,7 @@ fn channels(
     builder.option("-mon", "chardev=qmp,mode=control");
 
     let serial = builder
-        .listening("serial0", config.paths.sockets.join("serial.sock"))
+        .listening("serial0", config.paths.sockets.join(SERIAL_SOCKET))
         .set("logfile", path_text(&config.paths.serial_log)?)
         .set("logappend", "on")
         .build();
@@ -268,18 +304,21 @@ fn channels(
     builder.option("-serial", "chardev:serial0");
 
     builder.option("-object", "rng-builtin,id=entropy");
-    builder.option("-device", format!("virtio-rng-{bus},rng=entropy"));
+    builder
+        .device(Device::new(format!("virtio-rng-{bus}"), "entropy-device").set("rng", "entropy"));
 
     let channel = builder.listening("agent", agent.to_owned()).build();
-    builder.option("-device", format!("virtio-serial-{bus},id=ports"));
+    builder.device(Device::new(format!("virtio-serial-{bus}"), "ports"));
     builder.option("-chardev", channel);
-    builder.option(
-        "-device",
-        format!("virtserialport,bus=ports.0,chardev=agent,name={AGENT_PORT},id=agent-port"),
+    builder.device(
+        Device::new("virtserialport", "agent-port")
+            .on(Some("ports.0"))
+            .set("chardev", "agent")
+            .set("name", AGENT_PORT),
     );
     if board == Board::Q35 {
         // Tells a panic once the guest has its driver loaded (`pvpanic-mmio`, a module in distributions, also drives this ISA device).
-        builder.option("-device", "pvpanic");
+        builder.device(Device::new("pvpanic", "panic"));
     }
     Ok(())
 }
@@ -317,31 +356,41 @@ fn boot(
             if let Some(khz) = early_khz {
                 line.push_str(&format!(" tsc_early_khz={khz}"));
             }
+            if config.max_memory > config.memory {
+                // Added memory is used at once, and only for what can be moved away when it is to be given back.
+                line.push_str(" memhp_default_state=online_movable");
+            }
             builder.option("-append", format!("{line} {cmdline}").trim_end());
             Ok(None)
         }
         BootConfig::Uefi { variables, .. } => {
-            let firmware = emulator.uefi.as_ref().ok_or_else(|| {
+            let secure = secure_boot(config);
+            let found = if secure {
+                &emulator.secure_uefi
+            } else {
+                &emulator.uefi
+            };
+            let firmware = found.as_ref().ok_or_else(|| {
+                let kind = if secure {
+                    "UEFI firmware with secure boot"
+                } else {
+                    "UEFI firmware"
+                };
                 Error::new(
                     ErrorKind::Unsupported,
                     format!(
-                        "no UEFI firmware for {} guests was found on this host",
+                        "no {kind} for {} guests was found on this host",
                         config.arch
                     ),
                 )
             })?;
-            for (node, file, read_only) in [
-                ("uefi-code", &firmware.code, true),
-                ("uefi-variables", variables, false),
-            ] {
-                builder.option(
-                    "-blockdev",
-                    json!({
-                        "driver": firmware.format, "node-name": node, "read-only": read_only,
-                        "file": { "driver": "file", "filename": path_text(file)? },
-                    })
-                    .to_string(),
-                );
+            let format = &firmware.format;
+            let code = fittings::flash("uefi-code", format, &firmware.code, true)?;
+            let own = fittings::flash("uefi-variables", format, variables, false)?;
+            builder.option("-blockdev", code);
+            builder.option("-blockdev", own);
+            if secure {
+                builder.option("-global", "driver=cfi.pflash01,property=secure,value=on");
             }
             Ok(Some((firmware.variables.clone(), variables.clone())))
         }
@@ -349,109 +398,63 @@ fn boot(
     }
 }
 
-fn disk(
-    builder: &mut Builder,
-    index: usize,
-    disk: &DiskConfig,
-    boot_index: Option<u32>,
-    board: Board,
-) -> Result<()> {
-    let node = format!("disk{index}");
-    let format = |format: DiskFormat| match format {
-        DiskFormat::Raw => "raw",
-        DiskFormat::Qcow2 => "qcow2",
-    };
-    let file = path_text(&disk.path)?;
-    let drive = match (disk.format, disk.backing_format) {
-        (DiskFormat::Qcow2, Some(backing)) => {
-            // `-blockdev` would want the backing file's path as well; this form takes that from the header, which we wrote, and lets
-            // the format be named, which must never be probed from what a guest may have written.
-            let id = format!("{node}-drive");
-            builder.option(
-                "-drive",
-                Options::new("if=none")
-                    .set("id", &id)
-                    .set("node-name", &node)
-                    .set("driver", "qcow2")
-                    .set("read-only", if disk.read_only { "on" } else { "off" })
-                    .set("discard", "unmap")
-                    .set("file.driver", "file")
-                    .set("file.filename", file)
-                    .set("file.discard", "unmap")
-                    .set("backing.driver", format(backing))
-                    .build(),
-            );
-            id
-        }
-        (own, _) => {
-            let mut block = json!({
-                "driver": format(own), "node-name": node, "read-only": disk.read_only, "discard": "unmap",
-                "file": { "driver": "file", "filename": file, "discard": "unmap" },
-            });
-            if own == DiskFormat::Qcow2 {
-                // Whatever file the header names as its backing file, it is not ours and is not opened.
-                block["backing"] = json!(null);
-            }
-            builder.option("-blockdev", block.to_string());
-            node.clone()
-        }
-    };
-    let mut device = Options::new(&format!("virtio-blk-{}", board.bus()))
-        .set("drive", drive)
-        .set("id", format!("{node}-device"))
-        .set("serial", &disk.name);
-    if let Some(boot_index) = boot_index {
-        device = device.set("bootindex", boot_index.to_string());
+fn disks(builder: &mut Builder, config: &MachineConfig, board: Board, ports: &Ports) -> Result<()> {
+    // A kernel that QEMU loads takes the first place itself, and nothing is booted after it.
+    let boots = !matches!(config.boot, BootConfig::Direct { .. });
+    let uses_usb = config.disks.iter().any(|disk| disk.bus == DiskBus::Usb)
+        || config.drives.iter().any(|drive| drive.bus == DiskBus::Usb);
+    if uses_usb {
+        builder.device(Device::new("qemu-xhci", block::USB));
     }
-    builder.option("-device", device.build());
+    for disk in &config.disks {
+        let drive = disk_nodes(builder, disk)?;
+        let bus = ports.bus_of(&block::disk_id(&disk.name));
+        let place = disk.boot_index.filter(|_| boots);
+        builder.device(block::disk_device(disk, &drive, bus, place, board));
+    }
+    if config.drives.iter().any(|drive| drive.bus != DiskBus::Usb) {
+        builder.device(Device::new(
+            format!("virtio-scsi-{}", board.bus()),
+            block::SCSI,
+        ));
+    }
+    for drive in &config.drives {
+        if let Some(medium) = &drive.medium {
+            let node = block::medium(&drive.name, medium)?;
+            builder.option("-blockdev", node.to_string());
+        }
+        for device in block::drive_devices(drive, drive.boot_index.filter(|_| boots)) {
+            builder.device(device);
+        }
+    }
     Ok(())
 }
 
-fn nic(builder: &mut Builder, index: usize, nic: &NicConfig, board: Board) {
-    let id = format!("net{index}");
-    let network = nic.user_network;
-    let mut backend = Options::new("user")
-        .set("id", &id)
-        .set(
-            "net",
-            format!(
-                "{}/{}",
-                network.network(),
-                innkeeper_net::UserNetwork::PREFIX
-            ),
-        )
-        .set("host", network.gateway().to_string())
-        .set("dns", network.dns().to_string())
-        .set("dhcpstart", network.guest().to_string())
-        // The address plan has no IPv6; a guest that is offered one would first try it in vain.
-        .set("ipv6", "off")
-        .set("hostname", &nic.hostname);
-    for forward in &nic.forwards {
-        let protocol = match forward.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        backend = backend.set(
-            "hostfwd",
-            format!(
-                "{protocol}:{}:{}-{}:{}",
-                forward.host_address,
-                forward.host_port,
-                network.guest(),
-                forward.guest_port
-            ),
-        );
+/// Adds what a disk's device shows, and returns its id.
+fn disk_nodes(builder: &mut Builder, disk: &DiskConfig) -> Result<String> {
+    if let (DiskFormat::Qcow2, Some(backing)) = (disk.format, disk.backing_format) {
+        let (option, id) = block::drive_option(disk, backing)?;
+        builder.option("-drive", option);
+        return Ok(id);
     }
-    builder.option("-netdev", backend.build());
-    let mut device = Options::new(&format!("virtio-net-{}", board.bus()))
-        .set("netdev", &id)
-        .set("id", format!("{id}-device"))
-        .set("mac", nic.mac.to_string());
-    if board != Board::Microvm {
-        // No network boot: the option ROM costs time at every start.
-        device = device.set("romfile", "");
-    }
-    builder.option("-device", device.build());
+    builder.option("-blockdev", block::disk_node(disk, None)?.to_string());
+    let Some((group, node)) = block::limits(disk) else {
+        return Ok(block::disk_id(&disk.name));
+    };
+    builder.option("-object", group.to_string());
+    builder.option("-blockdev", node.to_string());
+    Ok(block::limit_node(&disk.name))
+}
+
+/// Returns whether the firmware is to refuse unsigned loaders.
+fn secure_boot(config: &MachineConfig) -> bool {
+    matches!(
+        config.boot,
+        BootConfig::Uefi {
+            secure_boot: true,
+            ..
+        }
+    )
 }
 
 fn shares(
@@ -486,32 +489,14 @@ fn shares(
                 .set("path", path_text(&socket)?)
                 .build(),
         );
-        builder.option(
-            "-device",
-            Options::new(&format!("vhost-user-fs-{}", board.bus()))
-                .set("chardev", &id)
-                .set("id", format!("{id}-device"))
-                .set("tag", &share.tag)
-                .build(),
+        builder.device(
+            Device::new(
+                format!("vhost-user-fs-{}", board.bus()),
+                format!("{id}-device"),
+            )
+            .set("chardev", id)
+            .set("tag", share.tag.as_str()),
         );
     }
     Ok(sidecars)
-}
-
-/// Writes 32 hexadecimal digits as a UUID.
-fn uuid(id: &str) -> Result<String> {
-    if id.len() != 32 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(Error::new(
-            ErrorKind::BadInput,
-            format!("the VM's id {id:?} is not 32 hexadecimal digits"),
-        ));
-    }
-    Ok(format!(
-        "{}-{}-{}-{}-{}",
-        &id[..8],
-        &id[8..12],
-        &id[12..16],
-        &id[16..20],
-        &id[20..]
-    ))
 }

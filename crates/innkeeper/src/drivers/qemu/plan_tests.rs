@@ -7,17 +7,24 @@ use innkeeper_net::UserNetwork;
 
 use super::check::check;
 use super::host::*;
-use super::plan::{Plan, plan};
+use super::plan::{self, Plan};
+use super::ports::Placement;
 use crate::driver::*;
 use crate::spec::{
-    AccelChoice, Arch, Bytes, DiskFormat, ForwardSpec, Isolation, MemoryKind, Protocol,
+    AccelChoice, Arch, Bytes, DiskBus, DiskCache, DiskFormat, DiskLimits, ForwardSpec, Isolation,
+    MemoryKind, Protocol, WatchdogAction,
 };
+
+fn plan(config: &MachineConfig, host: &QemuHost) -> crate::error::Result<Plan> {
+    plan::plan(config, host, &Placement::default())
+}
 
 fn host() -> QemuHost {
     let machine = |name: &str, alias: Option<&str>| MachineType {
         name: name.to_owned(),
         alias: alias.map(str::to_owned),
         cpu_max: 8,
+        cpu_hotplug: name.starts_with("pc-q35"),
     };
     let emulator = |name: &str, machines: Vec<MachineType>| Emulator {
         program: PathBuf::from(format!("/usr/bin/qemu-system-{name}")),
@@ -29,6 +36,24 @@ fn host() -> QemuHost {
             variables: PathBuf::from("/fw/VARS.fd"),
             format: "raw".to_owned(),
         }),
+        secure_uefi: Some(UefiFirmware {
+            code: PathBuf::from("/fw/CODE.secure.fd"),
+            variables: PathBuf::from("/fw/VARS.keys.fd"),
+            format: "raw".to_owned(),
+        }),
+        devices: [
+            "i6300esb",
+            "nvme",
+            "qemu-xhci",
+            "scsi-cd",
+            "tpm-crb",
+            "tpm-tis-device",
+            "usb-bot",
+            "usb-storage",
+            "virtio-mem-pci",
+        ]
+        .map(str::to_owned)
+        .into(),
     };
     QemuHost {
         host_arch: "x86_64".to_owned(),
@@ -61,6 +86,12 @@ fn host() -> QemuHost {
             unshare: None,
             read_only: true,
         }),
+        swtpm: Some(TpmEmulator {
+            program: PathBuf::from("/usr/bin/swtpm"),
+            seccomp: true,
+        }),
+        huge_page: Some(2 << 20),
+        nested: true,
         tsc_khz: Some(2_400_000),
         data_directories: Vec::new(),
     }
@@ -128,6 +159,7 @@ fn full(arch: Arch, machine: &str, boot: BootConfig) -> MachineConfig {
         vsock: None,
         nested: false,
         isolation: Isolation::Isolated,
+        platform: PathBuf::from("/vms/web/platform"),
         paths: MachinePaths {
             sockets: PathBuf::from("/run/inn/web"),
             run: PathBuf::from("/vms/web/run"),
@@ -225,6 +257,125 @@ fn virt_on_arm64_by_uefi() {
 #[test]
 fn virt_on_riscv64() {
     insta::assert_snapshot!(planned(&bare(Arch::Riscv64, "virt")));
+}
+
+/// A VM with everything that is beyond disks, interfaces and shares.
+fn fitted() -> MachineConfig {
+    let boot = BootConfig::Uefi {
+        variables: PathBuf::from("/vms/web/uefi-variables.fd"),
+        secure_boot: true,
+    };
+    let mut config = full(Arch::X86_64, "pc-q35-10.0", boot);
+    config.max_cpus = 4;
+    config.max_memory = Bytes::gib(4);
+    config.memory_target = Some(Bytes::mib(512));
+    config.memory_kind = MemoryKind::Huge;
+    config.nested = true;
+    config.shares.clear();
+    let limits = DiskLimits {
+        requests: Some(100),
+        bandwidth: Some(Bytes::mib(10)),
+    };
+    config.disks[0].limits = limits;
+    config.disks[0].cache = DiskCache::None;
+    config.disks[1] = DiskConfig {
+        bus: DiskBus::Nvme,
+        cache: DiskCache::Unsafe,
+        limits,
+        ..disk("fast", DiskFormat::Raw)
+    };
+    config.disks[2] = DiskConfig {
+        bus: DiskBus::Usb,
+        discard: false,
+        ..disk("stick", DiskFormat::Raw)
+    };
+    config.disks.push(DiskConfig {
+        cache: DiskCache::Writethrough,
+        discard: false,
+        ..disk("safe", DiskFormat::Raw)
+    });
+    let medium = Medium {
+        path: PathBuf::from("/images/installer.iso"),
+        format: DiskFormat::Raw,
+    };
+    config.drives = vec![
+        DriveConfig {
+            name: "cd".to_owned(),
+            bus: DiskBus::Virtio,
+            medium: Some(medium),
+            boot_index: Some(1),
+        },
+        DriveConfig {
+            name: "usb-cd".to_owned(),
+            bus: DiskBus::Usb,
+            medium: None,
+            boot_index: None,
+        },
+    ];
+    config.nics[0].outbound = false;
+    config.nics.push(NicConfig {
+        mac: "52:54:00:12:34:57".parse().unwrap(),
+        user_network: UserNetwork::of_interface(1).unwrap(),
+        forwards: Vec::new(),
+        ..config.nics[0].clone()
+    });
+    config.consoles = vec![ConsoleConfig {
+        name: "debug".to_owned(),
+        log: Some(PathBuf::from("/vms/web/log/debug.log")),
+    }];
+    config.tpm = Some(PathBuf::from("/vms/web/tpm"));
+    config.watchdog = Some(WatchdogAction::Poweroff);
+    config
+}
+
+#[test]
+fn everything_that_can_be_fitted() {
+    insta::assert_snapshot!(planned(&fitted()));
+}
+
+#[test]
+fn a_restored_machine_has_everything_where_it_was() {
+    let config = full(Arch::X86_64, "pc-q35-10.0", direct());
+    let placement = Placement {
+        ports: Some(7),
+        of: [("disk-seed".to_owned(), 5), ("disk-data".to_owned(), 2)].into(),
+        ..Placement::default()
+    };
+    let plan = plan::plan(&config, &host(), &placement).unwrap();
+    assert_eq!(plan.fittings.ports, 7);
+    let movable: Vec<&str> = plan.shape.movable.iter().map(String::as_str).collect();
+    assert_eq!(
+        movable,
+        [
+            "disk-data virtio-blk-pci port2",
+            "disk-seed virtio-blk-pci port5"
+        ]
+    );
+}
+
+#[test]
+fn what_can_not_be_fitted_is_named() {
+    let mut config = fitted();
+    config.machine = "microvm".to_owned();
+    config.accel = AccelChoice::Tcg;
+    config.boot = direct();
+    config.memory = Bytes::mib(1025);
+    config.disks[1].name = "ä,ö,ü,ß,é".to_owned();
+    config.consoles[0].name = "serial".to_owned();
+    let mut host = host();
+    host.swtpm = None;
+    let mut reasons: Vec<String> = check(&config, &host)
+        .iter()
+        .map(|lack| format!("{}: {}", lack.field, lack.reason))
+        .collect();
+    let mut arm64 = full(Arch::Arm64, "virt-10.0", fitted().boot);
+    arm64.max_cpus = 4;
+    reasons.extend(
+        check(&arm64, &host)
+            .iter()
+            .map(|lack| format!("arm64 {}: {}", lack.field, lack.reason)),
+    );
+    insta::assert_snapshot!(reasons.join("\n"));
 }
 
 #[test]

@@ -22,7 +22,8 @@ use tokio::process::Command;
 
 use super::board::Board;
 use super::check::{OLDEST, install_hint};
-use super::host::{Acceleration, Emulator, MachineType, QemuHost};
+use super::firmware::Kind;
+use super::host::{Acceleration, Emulator, MachineType, QemuHost, TpmEmulator};
 use super::qmp::{Qmp, QmpError};
 use super::{NAME, QemuOptions, firmware, trial};
 use crate::drivers::virtiofsd;
@@ -32,10 +33,34 @@ use crate::spec::Arch;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Version of the cache file's meaning.
-const CACHE_VERSION: u32 = 2;
+const CACHE_VERSION: u32 = 4;
+
+/// Name of the program that plays a TPM.
+const SWTPM: &str = "swtpm";
+
+/// Where Linux tells of its huge pages.
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
 /// Most machine types that are kept of an emulator.
 const MACHINE_LIMIT: usize = 512;
+
+/// Devices that are asked for: what is not among those of an emulator is refused by `check`.
+const DEVICES: [&str; 14] = [
+    "i6300esb",
+    "nvme",
+    "pcie-root-port",
+    "qemu-xhci",
+    "scsi-cd",
+    "throttle-group",
+    "tpm-crb",
+    "tpm-tis-device",
+    "usb-bot",
+    "usb-storage",
+    "virtserialport",
+    "virtio-balloon-device",
+    "virtio-mem-pci",
+    "virtio-scsi-device",
+];
 
 /// What a cached result is valid for.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +70,8 @@ struct CacheKey {
     accel_override: Option<String>,
     /// Path, length in bytes and time of last change of every file that was asked or looked at.
     files: Vec<(PathBuf, u64, Option<SystemTime>)>,
+    /// Huge pages that are set aside, which an administrator can change at any time.
+    huge_page: Option<u64>,
     /// Whether the accelerator's device may be opened, which a change of groups alters.
     kvm: String,
 }
@@ -112,12 +139,20 @@ fn programs(options: &QemuOptions) -> Vec<(Arch, PathBuf)> {
 }
 
 fn cache_key(options: &QemuOptions, programs: &[(Arch, PathBuf)]) -> CacheKey {
+    let tpm: Vec<PathBuf> = options
+        .path
+        .iter()
+        .map(|directory| directory.join(SWTPM))
+        .collect();
+    let huge = [PathBuf::from(HUGE_PAGES)];
     let looked_at = programs
         .iter()
         .map(|(_, path)| path)
         .chain(&options.firmware_directories)
         .chain(&options.virtiofsd_candidates)
-        .chain(&options.data_directories);
+        .chain(&options.data_directories)
+        .chain(&tpm)
+        .chain(&huge);
     let files = looked_at
         .map(|path| {
             let metadata = fs::metadata(path).ok();
@@ -133,6 +168,7 @@ fn cache_key(options: &QemuOptions, programs: &[(Arch, PathBuf)]) -> CacheKey {
         boot_id: options.boot_id.clone(),
         accel_override: options.accel_override.clone(),
         files,
+        huge_page: huge_page(),
         kvm: format!("{:?}", trial::open_kvm().map_err(|refusal| refusal.reason)),
     }
 }
@@ -172,14 +208,18 @@ async fn ask(options: &QemuOptions, programs: &[(Arch, PathBuf)]) -> QemuHost {
         }
     };
     let counter = tokio::task::spawn_blocking(tsc_khz);
-    let (acceleration, virtiofsd) = tokio::join!(
+    let (acceleration, virtiofsd, swtpm) = tokio::join!(
         acceleration,
-        virtiofsd::find(&options.virtiofsd_candidates, &options.path)
+        virtiofsd::find(&options.virtiofsd_candidates, &options.path),
+        find_swtpm(options)
     );
     let mut host = QemuHost {
         host_arch: host_arch().to_owned(),
         acceleration,
         virtiofsd,
+        swtpm,
+        huge_page: huge_page(),
+        nested: nested(),
         tsc_khz: counter.await.unwrap_or_default(),
         data_directories: options.data_directories.clone(),
         ..QemuHost::default()
@@ -263,6 +303,17 @@ async fn ask_emulator(
         .await;
     let sandbox = cfg!(target_os = "linux")
         && matches!(&sandbox, Ok(Value::Array(options)) if !options.is_empty());
+    let types = qmp
+        .execute("qom-list-types", json!({ "abstract": false }), DEADLINE)
+        .await?;
+    let devices = types
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry["name"].as_str())
+        .filter(|name| DEVICES.contains(name))
+        .map(str::to_owned)
+        .collect();
     let version = qmp.version().unwrap_or_default();
     // It holds nothing that is worth an orderly end.
     let _ = child.kill().await;
@@ -274,13 +325,19 @@ async fn ask_emulator(
                 || machine.alias.as_deref() == Some(Board::family(arch))
         })
         .map_or(Board::family(arch), |machine| machine.name.as_str());
-    let uefi = firmware::find(&options.firmware_directories, qemu_arch(arch), newest);
+    let firmware = |kind| {
+        let directories = &options.firmware_directories;
+        firmware::find(directories, qemu_arch(arch), newest, kind)
+    };
+    let (uefi, secure_uefi) = (firmware(Kind::Plain), firmware(Kind::Secure));
     Ok(Emulator {
         program: program.to_owned(),
         version,
         machines,
         sandbox,
         uefi,
+        secure_uefi,
+        devices,
     })
 }
 
@@ -300,10 +357,70 @@ fn read_machines(reply: &Value, arch: Arch) -> Vec<MachineType> {
                     .as_u64()
                     .and_then(|n| u32::try_from(n).ok())
                     .unwrap_or(1),
+                cpu_hotplug: machine["hotpluggable-cpus"].as_bool().unwrap_or(false),
             })
         })
         .take(MACHINE_LIMIT)
         .collect()
+}
+
+/// Finds the program that plays a TPM, and asks what it can do.
+async fn find_swtpm(options: &QemuOptions) -> Option<TpmEmulator> {
+    let program = options
+        .path
+        .iter()
+        .map(|directory| directory.join(SWTPM))
+        .find(|path| path.is_file())?;
+    let mut command = Command::new(&program);
+    command
+        .env_clear()
+        .args(["socket", "--tpm2", "--print-capabilities"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(DEADLINE, command.output())
+        .await
+        .ok()?
+        .ok()?;
+    let reply: Value = serde_json::from_slice(&output.stdout).ok()?;
+    if reply["type"] != "swtpm" {
+        return None;
+    }
+    let features = reply["features"].as_array()?;
+    // Versions before 0.7 do not tell versions of the TPM; version 2 is asked for above all the same.
+    Some(TpmEmulator {
+        program,
+        seccomp: features.iter().any(|feature| feature == "cmdarg-seccomp"),
+    })
+}
+
+/// Returns the size of the huge pages that are set aside, if any are: the smallest, of which most are usually there.
+fn huge_page() -> Option<u64> {
+    // Source: kernel documentation, `admin-guide/mm/hugetlbpage.rst`: `hugepages-<size>kB/nr_hugepages`.
+    fs::read_dir(HUGE_PAGES)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let size: u64 = name
+                .to_str()?
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse()
+                .ok()?;
+            let count = fs::read_to_string(entry.path().join("nr_hugepages")).ok()?;
+            (count.trim() != "0").then_some(size * 1024)
+        })
+        .min()
+}
+
+/// Returns whether KVM lets guests run virtual machines themselves.
+fn nested() -> bool {
+    // Source: kernel documentation, `virt/kvm/x86/nested-vmx.rst`; Y or 1, by the parameter's type.
+    ["kvm_intel", "kvm_amd"].iter().any(|module| {
+        fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
+            .is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
+    })
 }
 
 /// Turns what was found into what is shown.
@@ -406,6 +523,66 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
                 host.virtiofsd.is_some(),
                 "virtiofsd was not found on this host",
             ),
+            Capability::SecureBoot => missing(
+                emulator.secure_uefi.is_some(),
+                "no UEFI firmware with secure boot and enrolled keys was found on this host (apt-get install ovmf), or this architecture has none that enforces it",
+            ),
+            Capability::CpuHotplug => missing(
+                emulator.machines.iter().any(|machine| machine.cpu_hotplug),
+                "no machine type of this QEMU takes CPUs while it runs",
+            ),
+            Capability::Nested => missing(
+                host.nested && host.acceleration.hardware.as_deref() == Some("kvm"),
+                "it needs KVM with nested=1 on this host (a parameter of the module kvm_intel or kvm_amd)",
+            ),
+            Capability::MemoryHotplug => missing(
+                emulator.has("virtio-mem-pci"),
+                "this QEMU was built without virtio-mem",
+            ),
+            Capability::Balloon => missing(
+                emulator.has("virtio-balloon-device"),
+                "this QEMU was built without virtio-balloon",
+            ),
+            Capability::HugePages => missing(
+                host.huge_page.is_some(),
+                "this host has set no huge pages aside (sysctl vm.nr_hugepages=N)",
+            ),
+            Capability::DiskNvme => missing(
+                emulator.has("nvme"),
+                "this QEMU was built without NVMe drives",
+            ),
+            Capability::DiskUsb => missing(
+                emulator.has("qemu-xhci") && emulator.has("usb-storage"),
+                "this QEMU was built without USB",
+            ),
+            Capability::DiskLimits => missing(
+                emulator.has("throttle-group"),
+                "this QEMU was built without limits for disks",
+            ),
+            Capability::DiskHotplug | Capability::NetworkHotplug => missing(
+                emulator.has("pcie-root-port"),
+                "this QEMU was built without PCI Express ports",
+            ),
+            Capability::Drive => missing(
+                emulator.has("scsi-cd") && emulator.has("virtio-scsi-device"),
+                "this QEMU was built without SCSI drives",
+            ),
+            Capability::Consoles => missing(
+                emulator.has("virtserialport"),
+                "this QEMU was built without virtio ports",
+            ),
+            Capability::Tpm => missing(
+                host.swtpm.is_some(),
+                "swtpm was not found on this host (apt-get install swtpm)",
+            ),
+            Capability::Watchdog => missing(
+                emulator.has("i6300esb"),
+                "this QEMU was built without the watchdog i6300esb",
+            ),
+            Capability::Vsock => Some(
+                "the QEMU driver has no vsock: it reaches guests by a channel of its own"
+                    .to_owned(),
+            ),
             Capability::Sandbox => missing(emulator.sandbox, "this QEMU was built without seccomp"),
             Capability::BootDirect
             | Capability::PinnedMachine
@@ -422,8 +599,9 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
             | Capability::Pause
             | Capability::Suspend
             | Capability::BlockStatistics
-            | Capability::Entropy => None,
-            _ => Some("the QEMU driver does not do it yet".to_owned()),
+            | Capability::Entropy
+            | Capability::DiskCache
+            | Capability::NetworkClosed => None,
         }
     };
     Capability::ALL

@@ -396,6 +396,14 @@ async fn read_message(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option
     }
 }
 
+/// Reads all messages of a recorded stream and gives their number, up to the first that is not the protocol. For fuzzing.
+#[cfg(feature = "testing")]
+pub fn count_messages(mut stream: &[u8]) -> usize {
+    use futures_util::FutureExt;
+    // Reading from memory is always ready.
+    std::iter::from_fn(|| read_message(&mut stream).now_or_never()?.ok()?).count()
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

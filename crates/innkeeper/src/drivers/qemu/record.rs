@@ -6,6 +6,7 @@ use innkeeper_api::ErrorKind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::fittings::Fittings;
 use super::process::ProcessIdentity;
 use super::shape::Shape;
 pub(super) use crate::drivers::log::log_tail;
@@ -38,6 +39,9 @@ pub(super) struct Record {
     /// What the machine is made of.
     #[serde(default)]
     pub(super) shape: Shape,
+    /// What it has that is asked for while it runs.
+    #[serde(default)]
+    pub(super) fittings: Fittings,
 }
 
 impl Record {
@@ -63,6 +67,15 @@ impl Record {
             )
             .with_source(error)
         })
+    }
+
+    /// Returns what a status word means for this machine: where the watchdog is to power it off, a machine that it stopped is off.
+    pub(super) fn meaning<'a>(&self, status: &'a str) -> &'a str {
+        if status == "watchdog" && self.fittings.watchdog_powers_off {
+            "shutdown"
+        } else {
+            status
+        }
     }
 
     /// Removes the sockets that the launch made.

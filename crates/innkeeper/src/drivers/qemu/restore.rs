@@ -22,6 +22,7 @@ use super::suspend::{Details, Form, Progress, progress};
 use super::{QemuDriver, check, details, launch, machine, plan};
 use crate::driver::{MachineConfig, Restore, Running, SavedMachine};
 use crate::error::{Error, Result};
+use crate::spec::Bytes;
 
 /// How long a command may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
@@ -113,10 +114,35 @@ fn read_details(saved: &SavedMachine) -> Result<Details> {
     })
 }
 
+/// Returns the config with the CPUs and the memory that the machine was started with, where the config says that, or what it had grown
+/// to: both are the same VM.
+fn as_saved(config: &MachineConfig, saved: &Details) -> MachineConfig {
+    let mut config = config.clone();
+    let (cpus, max_cpus) = saved.shape.cpus;
+    let added = u32::try_from(saved.placement.added_cpus.len()).unwrap_or(u32::MAX);
+    if config.max_cpus == max_cpus && config.cpus == cpus.saturating_add(added) {
+        config.cpus = cpus;
+    }
+    let (memory, max_memory) = saved.shape.memory;
+    let grown = memory.saturating_add(saved.placement.added_memory);
+    if config.max_memory.get() == max_memory && config.memory.get() == grown {
+        config.memory = Bytes::new(memory);
+    }
+    config
+}
+
 /// Reads `major.minor` of a version.
 fn major_minor(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??))
+}
+
+/// Returns whether a machine type stays what it is in later versions of QEMU, which its name then ends with.
+fn is_versioned(machine: &str) -> bool {
+    machine
+        .rsplit('-')
+        .next()
+        .is_some_and(|last| last.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 #[async_trait]
@@ -143,7 +169,8 @@ impl Restore for QemuDriver {
         if !reasons.is_empty() {
             return reasons;
         }
-        let planned = match plan::plan(config, &host) {
+        let config = &as_saved(config, &then);
+        let planned = match plan::plan(config, &host, &then.placement) {
             Ok(planned) => planned,
             Err(error) => return own(error),
         };
@@ -163,6 +190,20 @@ impl Restore for QemuDriver {
                 )),
             });
         }
+        if let Some(emulator) = host.emulator(config.arch)
+            && !is_versioned(&config.machine)
+            && let now = (emulator.version.0, emulator.version.1)
+            && major_minor(&saved.version) != Some(now)
+        {
+            reasons.push(Unsupported {
+                field: "machine".to_owned(),
+                reason: format!(
+                    "machine type {} changes from version to version, and the state was saved by QEMU {}, which is not the {}.{} of this host",
+                    config.machine, saved.version, now.0, now.1
+                ),
+                hint: Some("discard the saved state and boot; machine: q35 keeps from version to version".to_owned()),
+            });
+        }
         reasons.extend(planned.shape.differences(&then.shape));
         reasons
     }
@@ -171,7 +212,8 @@ impl Restore for QemuDriver {
         let host = self.host().await;
         self.require_supported(config, &host)?;
         let then = read_details(saved)?;
-        let mut plan = plan::plan(config, &host)?;
+        let config = &as_saved(config, &then);
+        let mut plan = plan::plan(config, &host, &then.placement)?;
         if let Some(difference) = plan.shape.differences(&then.shape).first() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -196,5 +238,7 @@ mod tests {
         assert_eq!(major_minor("10.0.2"), Some((10, 0)));
         assert_eq!(major_minor("7.2.22 (Debian)"), Some((7, 2)));
         assert_eq!(major_minor("ten"), None);
+        assert!(is_versioned("pc-q35-10.0") && is_versioned("virt-7.2"));
+        assert!(!is_versioned("microvm") && !is_versioned("virt"));
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! It holds no paths and no names of files: a VM that was moved or renamed is still the same machine. Pure.
 
+use std::collections::BTreeSet;
+
 use innkeeper_api::Unsupported;
 use serde::{Deserialize, Serialize};
 
@@ -25,8 +27,10 @@ pub(super) struct Shape {
     pub(super) disks: Vec<String>,
     /// MAC addresses of network interfaces.
     pub(super) nics: Vec<String>,
-    /// Every device as QEMU was told it, in order; the place of each in the machine follows from that.
+    /// Every device that stays, in order: the place of each in the machine follows from that.
     pub(super) devices: Vec<String>,
+    /// Every device behind a port, which says where it is.
+    pub(super) movable: BTreeSet<String>,
 }
 
 impl Shape {
@@ -49,6 +53,9 @@ impl Shape {
         };
         let size = |bytes: u64| crate::spec::Bytes::new(bytes).to_string();
         let list = |names: &[String]| {
+            // Where each one is follows from the devices, below.
+            let mut names = names.to_vec();
+            names.sort();
             if names.is_empty() {
                 "none".to_owned()
             } else {
@@ -90,15 +97,19 @@ impl Shape {
             &list(&self.nics),
             &list(&saved.nics),
         );
-        if found.is_empty() && self.devices != saved.devices {
-            let missing = saved
-                .devices
-                .iter()
-                .find(|device| !self.devices.contains(device));
-            let added = self
-                .devices
-                .iter()
-                .find(|device| !saved.devices.contains(device));
+        let differ = self.devices != saved.devices || self.movable != saved.movable;
+        if found.is_empty() && differ {
+            let all = |shape: &Shape| -> Vec<String> {
+                shape
+                    .devices
+                    .iter()
+                    .chain(&shape.movable)
+                    .cloned()
+                    .collect()
+            };
+            let (now, then) = (all(self), all(saved));
+            let missing = then.iter().find(|device| !now.contains(device));
+            let added = now.iter().find(|device| !then.contains(device));
             let name = |device: Option<&String>| {
                 device.map_or_else(|| "the same in another order".to_owned(), String::clone)
             };

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::machine::{COMMAND_DEADLINE, QemuMachine, Shared};
+use super::ports::Placement;
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::shape::Shape;
 use crate::driver::{SavedMachine, Suspend};
@@ -112,6 +113,9 @@ pub(super) struct Details {
     pub(super) form: Form,
     /// What the machine was made of.
     pub(super) shape: Shape,
+    /// Where its devices were.
+    #[serde(default)]
+    pub(super) placement: Placement,
 }
 
 /// How often a cancelled migration is looked at that nobody's events tell of.
@@ -197,6 +201,7 @@ impl Suspend for QemuMachine {
         } else {
             Form::Stream
         };
+        let (shape, placement) = shared.now().await?;
         let mut events = shared.signals.subscribe();
         form.prepare(&qmp).await.map_err(failed)?;
         form.hand_over(&qmp, &file).await.map_err(failed)?;
@@ -244,7 +249,8 @@ impl Suspend for QemuMachine {
         let details = Details {
             file: FILE.to_owned(),
             form,
-            shape: shared.record.shape.clone(),
+            shape,
+            placement,
         };
         Ok(SavedMachine {
             directory: directory.to_owned(),
@@ -267,8 +273,12 @@ impl Suspend for QemuMachine {
         if reasons.is_empty() {
             return Ok(None);
         }
-        let devices = &self.shared.record.shape.devices;
-        let has = |driver: &str| devices.iter().any(|device| device.starts_with(driver));
+        let present = self.shared.present().await?;
+        let has = |driver: &str| {
+            present
+                .iter()
+                .any(|device| device.driver.starts_with(driver))
+        };
         Ok(Some(if has("vhost-user-fs") {
             Unsupported {
                 field: "shares".to_owned(),

@@ -106,6 +106,11 @@ impl Tracker {
         Some(event)
     }
 
+    /// Takes it that the guest was powered off by something else than itself; told once.
+    pub(super) fn powered_off(&mut self) -> Option<MachineEvent> {
+        self.observe_status("shutdown")
+    }
+
     /// Takes it that the CPUs stopped and nobody could say why.
     pub(super) fn paused(&mut self) -> Option<MachineEvent> {
         self.observe_status("paused")

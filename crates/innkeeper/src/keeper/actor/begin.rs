@@ -62,6 +62,7 @@ impl Actor {
                 let vmm_pid = running.machine.pid();
                 self.live.power = Power::Running;
                 self.live.since = Some(timestamp());
+                self.began = Some(Duration::from_millis(run.began_ms));
                 self.run_machine(running);
                 self.note(EventKind::Adopted { vmm_pid });
                 Ok(())
@@ -155,6 +156,7 @@ impl Actor {
         let run = Run {
             boot_id: context.root.boot_id().to_owned(),
             started: timestamp(),
+            began_ms: milliseconds(since_boot()),
             record: None,
             ssh_port,
         };
@@ -180,6 +182,7 @@ impl Actor {
                 return self.finish(PowerEvent::Broke(reason));
             }
         };
+        self.began = Some(since_boot());
         let run = self.run_of(&running);
         if let Err(error) = self.context.bundle.write_run(&run) {
             // It runs all the same; only an adoption would fail, and then says why.
@@ -202,9 +205,18 @@ impl Actor {
     /// Returns what is recorded of a run.
     pub(super) fn run_of(&self, running: &Running) -> Run {
         Run {
+            record: Some(running.record.clone()),
+            ..self.run_begun()
+        }
+    }
+
+    /// Returns what is recorded of a run whose hypervisor is not there yet.
+    pub(super) fn run_begun(&self) -> Run {
+        Run {
             boot_id: self.context.root.boot_id().to_owned(),
             started: timestamp(),
-            record: Some(running.record.clone()),
+            began_ms: milliseconds(self.began.unwrap_or_else(since_boot)),
+            record: None,
             ssh_port: self.live.ssh_port,
         }
     }
@@ -214,7 +226,6 @@ impl Actor {
         let machine: Arc<dyn Machine> = Arc::from(running.machine);
         self.live.vmm_pid = Some(machine.pid());
         self.live.accel = Some(machine.accel().to_owned());
-        self.started = Some(Instant::now());
         self.run += 1;
         let run = self.run;
         self.machine_events = Some(running.events);
@@ -249,4 +260,8 @@ impl Actor {
         });
         self.agent_news = Some(carrier.abort_handle());
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

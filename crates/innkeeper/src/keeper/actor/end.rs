@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// How long a guest may take to power off when its time to live has passed.
+const LAST_STOP: Duration = Duration::from_secs(30);
+
 /// What is being done to end the hypervisor.
 pub(super) struct Ending {
     pub by: StoppedBy,
@@ -237,6 +240,7 @@ impl Actor {
         [
             self.ending.as_ref().and_then(|ending| ending.deadline),
             self.quit_at,
+            self.end_of_life(),
         ]
         .into_iter()
         .flatten()
@@ -255,6 +259,9 @@ impl Actor {
                 self.end_hypervisor();
             }
             return;
+        }
+        if self.end_of_life().is_some_and(|end| end <= now) {
+            return self.end_life();
         }
         let Some(ending) = &mut self.ending else {
             return;
@@ -292,6 +299,29 @@ impl Actor {
         self.power(PowerEvent::StopGivenUp);
     }
 
+    /// Returns when the time to live of this run has passed; none if it has none, or is being ended already.
+    fn end_of_life(&self) -> Option<Instant> {
+        if self.machine.is_none() || self.ending.is_some() {
+            return None;
+        }
+        let end = self.began? + self.asked.time_to_live?;
+        Instant::now().checked_add(end.saturating_sub(since_boot()))
+    }
+
+    /// Its time to live has passed: it is stopped, and killed if it does not follow.
+    fn end_life(&mut self) {
+        self.note(EventKind::Note {
+            message: "its time to live has passed".to_owned(),
+        });
+        let (reply, _) = oneshot::channel();
+        if self.live.power == Power::Running {
+            self.ask_to_stop(LAST_STOP, true, reply);
+        } else {
+            // A guest whose CPUs do not run can't follow.
+            self.kill(reply);
+        }
+    }
+
     /// The hypervisor is gone: records how, and either launches again or lets go of the VM.
     pub(super) fn finish(&mut self, event: PowerEvent) {
         self.machine = None;
@@ -306,7 +336,7 @@ impl Actor {
             carrier.abort();
         }
         self.run += 1;
-        self.started = None;
+        self.began = None;
         let before = self.state();
         // Whatever ended it: as long as what was saved counts, the VM is suspended.
         let event = if self.context.bundle.is_suspended() {

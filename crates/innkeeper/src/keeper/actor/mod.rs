@@ -34,8 +34,8 @@ use super::live::{Live, SshKey, describe};
 use super::log_files::{KeeperLog, turn_over};
 use super::readiness::{Facts, Watcher, assess};
 use super::unreachable::Unreachable;
-use crate::clock::timestamp;
-use crate::driver::{Driver, ExitReport, Machine, MachineEvent, Running};
+use crate::clock::{since_boot, timestamp};
+use crate::driver::{Channel, Driver, ExitReport, Machine, MachineEvent, Running};
 use crate::engine::configure::{configure, ready_when};
 use crate::engine::parts::reconcile;
 use crate::engine::ports::{check_forwards, choose_ssh_port};
@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Spec(SpecRequest, oneshot::Sender<Result<()>>),
     /// Give the machine what the spec asks for by now.
     Apply(ApplyRequest, oneshot::Sender<Result<ApplyOutcome>>),
+    /// Open a stream to something in the guest.
+    Open(Door, oneshot::Sender<Result<Box<dyn Channel>>>),
     /// End the keeper, not the VM.
     Leave,
 }
@@ -90,6 +92,17 @@ pub(crate) struct SpecRequest {
     pub expected: String,
     /// The new text.
     pub text: String,
+}
+
+/// What a stream leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// A console, by its name.
+    Console(String),
+    /// A vsock port on which something in the guest listens.
+    Vsock(u32),
+    /// The next connection that the guest makes to a vsock port of the host.
+    VsockListen(u32),
 }
 
 /// What a keeper works on and with.
@@ -152,7 +165,8 @@ pub(crate) struct Actor {
     info: watch::Sender<Arc<VmInfo>>,
     news: mpsc::UnboundedSender<News>,
     incoming: mpsc::UnboundedReceiver<News>,
-    started: Option<Instant>,
+    /// When the run began, since the computer was started.
+    began: Option<Duration>,
 }
 impl Actor {
     pub(crate) fn new(context: Context, lock: FileLock) -> Result<Self> {
@@ -197,7 +211,7 @@ impl Actor {
             info: watch::Sender::new(Arc::new(told)),
             news,
             incoming,
-            started: None,
+            began: None,
         })
     }
 
@@ -266,6 +280,7 @@ impl Actor {
                 let _ = reply.send(self.replace_spec(&request));
             }
             Command::Apply(request, reply) => self.apply(&request, reply),
+            Command::Open(door, reply) => self.open(door, reply),
             Command::Leave => {}
         }
     }
@@ -297,7 +312,9 @@ impl Actor {
         let stats = VmStats {
             name: self.context.bundle.name().to_owned(),
             state: Some(self.state()),
-            uptime_seconds: self.started.map(|started| started.elapsed().as_secs_f64()),
+            uptime_seconds: self
+                .began
+                .map(|began| since_boot().saturating_sub(began).as_secs_f64()),
             ..VmStats::default()
         };
         let machine = self.machine.clone();
@@ -305,6 +322,49 @@ impl Actor {
         let agent = agent.filter(|_| self.live.agent.state == innkeeper_api::AgentState::Ready);
         tokio::spawn(async move {
             let _ = reply.send(Ok(super::stats::collect(stats, machine, agent).await));
+        });
+    }
+
+    fn open(&self, door: Door, reply: oneshot::Sender<Result<Box<dyn Channel>>>) {
+        let Some(machine) = self.machine.clone() else {
+            let name = self.context.bundle.name();
+            let error = Error::new(ErrorKind::Conflict, format!("{name} does not run"));
+            return drop(reply.send(Err(error)));
+        };
+        let lacking = |what: &str| {
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("{} has no {what}", self.context.bundle.name()),
+            )
+        };
+        let no_console = lacking("consoles that can be opened")
+            .with_hint("see `inn drivers`; what its first serial port wrote is in `inn logs`");
+        let no_vsock = lacking("vsock device").with_hint(
+            "set `vsock=true` and restart it; `inn explain` tells whether its driver can",
+        );
+        tokio::spawn(async move {
+            let opened = async {
+                match door {
+                    Door::Console(name) => {
+                        let consoles = machine.consoles().ok_or(no_console)?;
+                        consoles.open(&name).await
+                    }
+                    Door::Vsock(port) => machine.vsock().ok_or(no_vsock)?.connect(port).await,
+                    Door::VsockListen(port) => {
+                        let mut connections = machine.vsock().ok_or(no_vsock)?.listen(port).await?;
+                        connections
+                            .recv()
+                            .await
+                            .ok_or_else(|| Error::new(ErrorKind::Conflict, "it ended meanwhile"))
+                    }
+                }
+            };
+            // Whoever asked may have gone away; a port is let go of then.
+            let mut reply = reply;
+            tokio::select! {
+                opened = opened => drop(reply.send(opened)),
+                () = reply.closed() => {}
+            }
         });
     }
 

@@ -339,12 +339,8 @@ impl Actor {
                 let (driver, news) = (self.context.driver.clone(), self.news.clone());
                 let (bundle, identity) =
                     (self.context.bundle.clone(), self.context.identity.clone());
-                let run = Run {
-                    boot_id: self.context.root.boot_id().to_owned(),
-                    started: timestamp(),
-                    record: None,
-                    ssh_port: self.live.ssh_port,
-                };
+                self.began = Some(since_boot());
+                let run = self.run_begun();
                 let (cancel, cancelled) = oneshot::channel();
                 self.returning = Some(cancel);
                 self.launching = Some(tokio::spawn(async move {

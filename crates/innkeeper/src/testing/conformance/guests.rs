@@ -22,6 +22,8 @@ pub enum Part {
     Network,
     /// Processes that live in its memory, and nowhere else.
     Processes,
+    /// Something in its memory that can be looked at.
+    Memory,
 }
 
 /// Something that a guest's kernel command line can make of it.
@@ -206,6 +208,69 @@ impl Guest for TinyGuest {
     }
 }
 
+/// A guest of a hundred bytes that prints a marker ([`crate::testing::pvh`]): it has nothing that can be talked to.
+#[derive(Debug, Default)]
+pub struct PvhGuest;
+
+#[async_trait]
+impl Guest for PvhGuest {
+    fn has(&self, part: Part) -> Result<(), String> {
+        let what = match part {
+            Part::Agent => "agent",
+            Part::Mounts => "disks that it mounts",
+            Part::Network => "network",
+            // Its marker is in the log, but nothing can be written to its console.
+            Part::Console => "console that a command can write to",
+            Part::Processes => "processes",
+            Part::Memory => "way to tell what is in its memory",
+        };
+        Err(format!("the PVH test guest has no {what}"))
+    }
+
+    fn can(&self, act: Act) -> Result<(), String> {
+        match act {
+            // One that is stopped by a signal is sent SIGHUP when its keeper dies, as its process group is orphaned, and ends.
+            Act::Hang => {
+                Err("a real hypervisor does not hang by itself when a trial wants it".to_owned())
+            }
+            _ => Err("the PVH test guest takes no orders while it runs".to_owned()),
+        }
+    }
+
+    fn words(&self, word: Word) -> Option<&'static str> {
+        // It stands still, and knows no power button.
+        (word == Word::Deaf).then_some("deaf")
+    }
+
+    async fn act(&self, _: &Host, _: &VmInfo, act: Act) -> Verdict {
+        Err(Failure::new(format!("the PVH test guest can't do {act:?}")))
+    }
+
+    async fn power_off_soon(&self, _: &Host, _: &VmInfo) -> Verdict {
+        Err(Failure::new("the PVH test guest takes no orders"))
+    }
+
+    async fn remember(&self, _: &Host, _: &VmInfo) -> Verdict<String> {
+        Err(Failure::new("the PVH test guest remembers nothing"))
+    }
+
+    async fn recall(&self, _: &Host, _: &VmInfo) -> Verdict<String> {
+        Err(Failure::new("the PVH test guest remembers nothing"))
+    }
+
+    fn scratch(&self) -> PathBuf {
+        PathBuf::from("/")
+    }
+
+    fn console(&self, _: &Host, _: &VmInfo) -> PathBuf {
+        PathBuf::from("/dev/console")
+    }
+
+    fn listener(&self) -> Verdict<(Vec<String>, u16)> {
+        Err(Failure::new("the PVH test guest runs no commands"))
+    }
+}
+
 /// The guest of the fake hypervisor: its agent is the real one, run on this computer.
 #[derive(Debug)]
 pub struct FakeGuest {
@@ -244,7 +309,7 @@ impl Guest for FakeGuest {
         match part {
             Part::Agent => self.agent.clone(),
             Part::Mounts => Err("the fake's guest is this computer and mounts nothing".to_owned()),
-            Part::Console => Ok(()),
+            Part::Console | Part::Memory => Ok(()),
             Part::Network => self.network.clone(),
             Part::Processes => {
                 Err("the fake's guest is this computer, whose processes are not saved".to_owned())

@@ -24,7 +24,7 @@ use std::pin::Pin;
 use innkeeper_api::{Capability, DriverReport};
 
 pub use context::{Context, Open, Setup};
-pub use guests::{Act, FakeGuest, Guest, Part, TinyGuest, Word};
+pub use guests::{Act, FakeGuest, Guest, Part, PvhGuest, TinyGuest, Word};
 
 /// What a trial needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +144,7 @@ macro_rules! trials {
 use Act::{Exit, Hang, LetGo, Mute, Panic, PowerOff, Reboot};
 use Capability as C;
 use Need::{Can, Does, Has, Says};
-use Part::{Agent, Console, Mounts, Network, Processes};
+use Part::{Agent, Console, Memory, Mounts, Network, Processes};
 use Word::{
     ButtonOnly, Deaf, FailingLaunch, FailingRestore, FailingResume, FailingSave, Grips, LockedTray,
     NoButton, SlowLaunch, SlowRestore, SlowSave,
@@ -215,31 +215,31 @@ pub const TRIALS: &[Trial] = trials![
     pausing::a_paused_vm_is_adopted_paused [Can(C::Pause), Can(C::Adoption)],
     pausing::the_clock_is_right_after_a_pause [Can(C::Pause), Has(Processes), Has(Agent)],
     pausing::what_a_driver_lacks_of_a_running_vm_is_refused [],
-    saving::comes_back_with_its_memory [Can(C::Suspend)],
-    saving::suspends_twice_in_a_row [Can(C::Suspend)],
-    saving::a_paused_vm_is_suspended [Can(C::Suspend), Can(C::Pause)],
+    saving::comes_back_with_its_memory [Has(Memory), Can(C::Suspend)],
+    saving::suspends_twice_in_a_row [Has(Memory), Can(C::Suspend)],
+    saving::a_paused_vm_is_suspended [Has(Memory), Can(C::Suspend), Can(C::Pause)],
     saving::a_running_command_goes_on_after_a_suspend [Can(C::Suspend), Has(Processes), Has(Agent)],
     saving::a_connection_in_the_guest_goes_on_after_a_suspend [Can(C::Suspend), Has(Processes), Has(Agent)],
     saving::disk_and_memory_are_of_one_moment [Can(C::Suspend), Can(C::Disks), Has(Mounts), Has(Processes), Has(Agent)],
     saving::the_clock_is_right_after_a_suspend [Can(C::Suspend), Has(Processes), Has(Agent)],
-    saving::a_suspended_vm_refuses_what_would_lose_it [Can(C::Suspend)],
-    saving::what_was_saved_is_discarded_on_request_only [Can(C::Suspend)],
-    saving::a_spec_changed_while_suspended_waits_for_a_new_boot [Can(C::Suspend)],
-    saving::a_disk_written_while_suspended_refuses_to_go_on [Can(C::Suspend), Can(C::Disks)],
-    saving::what_a_newer_hypervisor_saved_is_refused [Can(C::Suspend)],
-    saving::a_suspended_vm_outlives_a_restart_of_the_computer [Can(C::Suspend)],
-    saving::a_failed_restore_can_be_tried_again [Can(C::Suspend), Says(FailingRestore)],
-    saving::a_refused_resume_after_a_restore_loses_nothing [Can(C::Suspend), Says(FailingResume)],
-    saving::a_kill_ends_a_restore_and_it_stays_suspended [Can(C::Suspend), Says(SlowRestore)],
-    saving::a_failed_suspend_lets_it_run_on [Can(C::Suspend), Can(C::Pause), Says(FailingSave)],
-    saving::a_kill_ends_a_suspend [Can(C::Suspend), Says(SlowSave)],
-    saving::a_resume_breaks_a_suspend_off [Can(C::Suspend), Says(SlowSave)],
-    saving::a_hypervisor_killed_while_it_saves_is_failed [Can(C::Suspend), Says(SlowSave)],
-    saving::a_keeper_killed_while_it_saves_leaves_it_paused [Can(C::Suspend), Can(C::Adoption), Says(SlowSave)],
-    saving::a_resume_that_races_a_suspend_leaves_order [Can(C::Suspend)],
-    saving::suspends_and_starts_dropped_midway_leave_order [Can(C::Suspend)],
-    saving::of_two_suspends_at_once_both_tell_the_truth [Can(C::Suspend)],
-    saving::a_suspend_and_a_start_tell_every_change [Can(C::Suspend)],
+    saving::a_suspended_vm_refuses_what_would_lose_it [Has(Memory), Can(C::Suspend)],
+    saving::what_was_saved_is_discarded_on_request_only [Has(Memory), Can(C::Suspend)],
+    saving::a_spec_changed_while_suspended_waits_for_a_new_boot [Has(Memory), Can(C::Suspend)],
+    saving::a_disk_written_while_suspended_refuses_to_go_on [Has(Memory), Can(C::Suspend), Can(C::Disks)],
+    saving::what_a_newer_hypervisor_saved_is_refused [Has(Memory), Can(C::Suspend)],
+    saving::a_suspended_vm_outlives_a_restart_of_the_computer [Has(Memory), Can(C::Suspend)],
+    saving::a_failed_restore_can_be_tried_again [Has(Memory), Can(C::Suspend), Says(FailingRestore)],
+    saving::a_refused_resume_after_a_restore_loses_nothing [Has(Memory), Can(C::Suspend), Says(FailingResume)],
+    saving::a_kill_ends_a_restore_and_it_stays_suspended [Has(Memory), Can(C::Suspend), Says(SlowRestore)],
+    saving::a_failed_suspend_lets_it_run_on [Has(Memory), Can(C::Suspend), Can(C::Pause), Says(FailingSave)],
+    saving::a_kill_ends_a_suspend [Has(Memory), Can(C::Suspend), Says(SlowSave)],
+    saving::a_resume_breaks_a_suspend_off [Has(Memory), Can(C::Suspend), Says(SlowSave)],
+    saving::a_hypervisor_killed_while_it_saves_is_failed [Has(Memory), Can(C::Suspend), Says(SlowSave)],
+    saving::a_keeper_killed_while_it_saves_leaves_it_paused [Has(Memory), Can(C::Suspend), Can(C::Adoption), Says(SlowSave)],
+    saving::a_resume_that_races_a_suspend_leaves_order [Has(Memory), Can(C::Suspend)],
+    saving::suspends_and_starts_dropped_midway_leave_order [Has(Memory), Can(C::Suspend)],
+    saving::of_two_suspends_at_once_both_tell_the_truth [Has(Memory), Can(C::Suspend)],
+    saving::a_suspend_and_a_start_tell_every_change [Has(Memory), Can(C::Suspend)],
     devices::a_disk_is_attached_and_detached_twice [Can(C::DiskHotplug)],
     devices::an_attached_disk_outlives_the_keeper [Can(C::DiskHotplug), Can(C::Adoption)],
     devices::a_disk_that_the_guest_holds_goes_when_it_lets_go [Can(C::DiskHotplug), Says(Grips), Does(LetGo)],
@@ -249,7 +249,7 @@ pub const TRIALS: &[Trial] = trials![
     devices::cpus_are_given_while_it_runs [Can(C::CpuHotplug)],
     devices::memory_is_given_while_it_runs [Can(C::MemoryHotplug)],
     devices::a_balloon_takes_a_new_target [Can(C::Balloon)],
-    devices::what_was_given_comes_back_after_a_suspend [Can(C::CpuHotplug), Can(C::Suspend)],
+    devices::what_was_given_comes_back_after_a_suspend [Has(Memory), Can(C::CpuHotplug), Can(C::Suspend)],
     devices::a_change_of_what_stands_still_is_refused [Can(C::Pause)],
     devices::an_obstacle_to_a_suspend_is_named_and_it_runs_on [Can(C::Suspend), Can(C::ShareVirtiofs), Says(ButtonOnly)],
 ];

@@ -1,0 +1,182 @@
+//! Sockets of the guest: Cloud Hypervisor's vsock device is a unix socket on the host.
+//!
+//! ```text
+//!  host to guest:  connect to SOCKET, say "CONNECT PORT\n", read "OK NUMBER\n"; then bytes
+//!  guest to host:  Cloud Hypervisor connects to SOCKET_PORT, where we listen
+//! ```
+//!
+//! Source: Cloud Hypervisor `docs/vsock.md`.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use innkeeper_api::ErrorKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+use super::machine::CloudHypervisorMachine;
+use crate::driver::{Channel, Vsock};
+use crate::error::{Error, Result};
+
+/// How long the guest may take to take a connection.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Longest answer to `CONNECT`, in bytes.
+const LONGEST_ANSWER: usize = 32;
+
+/// Connections of the guest that wait to be taken.
+const WAITING: usize = 16;
+
+#[async_trait]
+impl Vsock for CloudHypervisorMachine {
+    async fn connect(&self, port: u32) -> Result<Box<dyn Channel>> {
+        let socket = &self.shared.record.vsock;
+        let connected = tokio::time::timeout(DEADLINE, connect(socket, port)).await;
+        let unreachable = |source: io::Error| {
+            Error::new(
+                ErrorKind::Unreachable,
+                format!("nothing in the guest listens on vsock port {port}"),
+            )
+            .with_source(source)
+        };
+        match connected {
+            Ok(Ok(stream)) => Ok(Box::new(stream)),
+            Ok(Err(error)) => Err(unreachable(error)),
+            Err(_) => Err(unreachable(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    async fn listen(&self, port: u32) -> Result<mpsc::Receiver<Box<dyn Channel>>> {
+        let path = port_path(&self.shared.record.vsock, port);
+        if UnixStream::connect(&path).await.is_ok() {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("somebody listens on vsock port {port} of the host already"),
+            ));
+        }
+        // Nobody answers there: it was left by a process that ended.
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).map_err(|error| {
+            Error::io(
+                format!("can't listen on the socket {}", path.display()),
+                error,
+            )
+        })?;
+        let (sender, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(async move {
+            loop {
+                let stream = tokio::select! {
+                    accepted = listener.accept() => match accepted {
+                        Ok((stream, _)) => stream,
+                        Err(_) => break,
+                    },
+                    () = sender.closed() => break,
+                };
+                let channel: Box<dyn Channel> = Box::new(stream);
+                if sender.send(channel).await.is_err() {
+                    break;
+                }
+            }
+            let _ = std::fs::remove_file(&path);
+        });
+        Ok(receiver)
+    }
+}
+
+/// The socket to which connections of the guest to a port of the host come.
+fn port_path(socket: &Path, port: u32) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(format!("_{port}"));
+    PathBuf::from(path)
+}
+
+/// Removes the sockets of ports that processes before us listened on.
+pub(super) fn remove_ports(socket: &Path) {
+    let (Some(directory), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return;
+    };
+    let mut prefix = name.as_bytes().to_vec();
+    prefix.push(b'_');
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().as_bytes().starts_with(&prefix) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream
+        .write_all(format!("CONNECT {port}\n").as_bytes())
+        .await?;
+    let mut answer = Vec::new();
+    // Byte by byte, since what follows the line belongs to the guest.
+    loop {
+        match stream.read_u8().await? {
+            b'\n' => break,
+            byte if answer.len() < LONGEST_ANSWER => answer.push(byte),
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+    if answer.starts_with(b"OK ") {
+        Ok(stream)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn answered(answer: &'static [u8]) -> io::Result<(UnixStream, Vec<u8>)> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("v");
+        let listener = UnixListener::bind(&path).unwrap();
+        let host = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = vec![0; 13];
+            stream.read_exact(&mut asked).await.unwrap();
+            stream.write_all(answer).await.unwrap();
+            asked
+        });
+        let stream = connect(&path, 7007).await;
+        let asked = host.await.unwrap();
+        stream.map(|stream| (stream, asked))
+    }
+
+    #[tokio::test]
+    async fn what_follows_the_answer_is_the_guests() {
+        let (mut stream, asked) = answered(b"OK 1073741824\nhello").await.unwrap();
+        assert_eq!(asked, b"CONNECT 7007\n");
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "hello");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_no_connection() {
+        for answer in [&b""[..], b"OK 1", b"NO\n", &[b'x'; 100]] {
+            assert!(answered(answer).await.is_err(), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn the_ports_of_one_socket_are_removed_and_no_others() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["v.sock", "v.sock_1", "v.sock_22", "other.sock_1"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        remove_ports(&directory.path().join("v.sock"));
+        let mut left: Vec<String> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["other.sock_1", "v.sock"]);
+    }
+}
