@@ -61,6 +61,8 @@ const WALL_CLOCK: &[&str] = &[
     "crates/innkeeper/src/clock.rs",
     "crates/innkeeper/src/store/event_log.rs",
     "crates/innkeeper/src/guest/connection.rs",
+    "crates/innkeeper/src/keeper/agent.rs",
+    "crates/innkeeper/src/testing/conformance/pausing.rs",
     "crates/innkeeper-image/src/layer.rs",
     "crates/innkeeper-image/src/store.rs",
 ];

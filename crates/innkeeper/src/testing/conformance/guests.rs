@@ -22,6 +22,8 @@ pub enum Part {
     Network,
     /// Processes that live in its memory, and nowhere else.
     Processes,
+    /// Something in its memory that can be looked at.
+    Memory,
 }
 
 /// Something that a guest's kernel command line can make of it.
@@ -220,6 +222,8 @@ impl Guest for PvhGuest {
             Part::Processes => "processes",
             // Its marker is in the log, but nothing can be written to its console.
             Part::Console => "console that a command can write to",
+            Part::Processes => "processes",
+            Part::Memory => "way to tell what is in its memory",
         };
         Err(format!("the PVH test guest has no {what}"))
     }
@@ -248,11 +252,11 @@ impl Guest for PvhGuest {
     }
 
     async fn remember(&self, _: &Host, _: &VmInfo) -> Verdict<String> {
-        Err(Failure::new("the PVH test guest takes no orders"))
+        Err(Failure::new("the PVH test guest remembers nothing"))
     }
 
     async fn recall(&self, _: &Host, _: &VmInfo) -> Verdict<String> {
-        Err(Failure::new("the PVH test guest tells nothing"))
+        Err(Failure::new("the PVH test guest remembers nothing"))
     }
 
     fn scratch(&self) -> PathBuf {
@@ -306,7 +310,7 @@ impl Guest for FakeGuest {
         match part {
             Part::Agent => self.agent.clone(),
             Part::Mounts => Err("the fake's guest is this computer and mounts nothing".to_owned()),
-            Part::Console => Ok(()),
+            Part::Console | Part::Memory => Ok(()),
             Part::Network => self.network.clone(),
             Part::Processes => {
                 Err("the fake's guest is this computer, whose processes are not saved".to_owned())
