@@ -219,7 +219,6 @@ impl Guest for PvhGuest {
             Part::Agent => "agent",
             Part::Mounts => "disks that it mounts",
             Part::Network => "network",
-            Part::Processes => "processes",
             // Its marker is in the log, but nothing can be written to its console.
             Part::Console => "console that a command can write to",
             Part::Processes => "processes",
