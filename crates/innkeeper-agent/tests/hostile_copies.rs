@@ -324,6 +324,8 @@ fn devices_and_other_kinds_are_refused() {
     assert_eq!(made.permissions().mode() & 0o7777, 0o755);
 }
 
+// Making a named pipe is only to be had on Linux here.
+#[cfg(target_os = "linux")]
 #[test]
 fn what_is_in_the_way_is_not_followed_or_waited_for() {
     let place = Place::new();

@@ -99,7 +99,8 @@ pub struct Running {
     pub machine: Box<dyn Machine>,
     /// What happens to it; ends after `MachineEvent::Exited`.
     pub events: mpsc::UnboundedReceiver<MachineEvent>,
-    /// What `adopt` needs, for the engine to keep. Its field `pid` is the hypervisor's process id.
+    /// What `adopt` needs, for the engine to keep. Its field `pid` is the hypervisor's process id; `sidecars`, if it is there, is a list
+    /// of objects whose field `pid` is that of a process beside it.
     pub record: serde_json::Value,
 }
 

@@ -21,6 +21,7 @@
 
 mod attach;
 mod clock;
+mod confinement;
 pub mod driver;
 pub mod drivers;
 mod engine;
@@ -36,6 +37,7 @@ mod streams;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use confinement::Confinement;
 pub use error::{Error, Result, exit_code, http_status};
 pub use host::{
     CatalogueEntry, DiskFile, DriverVerdict, Explanation, Host, HostBuilder, ImageInfo, LogKind,

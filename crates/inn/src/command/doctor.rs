@@ -1,7 +1,7 @@
 //! `inn doctor`: whether VMs can run here, what is lacking, and the command that fixes each lack.
 
-use innkeeper::Host;
 use innkeeper::api::{ErrorKind, HostReport, Need};
+use innkeeper::{Confinement, Host};
 use serde::Serialize;
 
 use super::DryRun;
@@ -13,9 +13,14 @@ use crate::terminal_text;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   inn doctor
+  inn doctor web                       what the processes of a running VM may do, as the kernel tells it
   inn doctor --tidy                    also remove what crashes left behind
   inn doctor -o json")]
 pub(crate) struct Args {
+    /// Running VM whose processes are looked at
+    #[arg(conflicts_with_all = ["tidy", "dry_run"])]
+    name: Option<String>,
+
     /// Remove what crashes left half-made
     #[arg(long)]
     tidy: bool,
@@ -36,6 +41,11 @@ struct Findings {
 
 impl Args {
     pub(crate) async fn run(self, host: &Host, output: &Output) -> Result<u8> {
+        if let Some(name) = &self.name {
+            let told = host.confinement(name).await?;
+            output.data(&told, || confinement(&told))?;
+            return Ok(0);
+        }
         let report = host.report().await?;
         let remove = self.tidy && !self.dry_run.dry_run;
         let findings = Findings {
@@ -51,6 +61,25 @@ impl Args {
             innkeeper::exit_code(ErrorKind::Unsupported)
         })
     }
+}
+
+fn confinement(told: &[Confinement]) -> String {
+    let mut text = String::new();
+    for process in told {
+        let say =
+            |held: bool, what: &str| format!("{}  {what}\n", if held { "  yes" } else { "  no " });
+        text.push_str(&format!("{} (process {})\n", process.role, process.pid));
+        text.push_str(&say(process.no_new_privileges, "can't gain privileges"));
+        text.push_str(&say(process.seccomp, "system calls are filtered"));
+        let none = process.capabilities.chars().all(|digit| digit == '0');
+        text.push_str(&say(none, "has no capabilities"));
+        text.push_str(&say(process.environment_empty, "has an empty environment"));
+        text.push_str(&format!(
+            "       user {}, in {}, {} descriptors open\n",
+            process.user, process.directory, process.descriptors
+        ));
+    }
+    text
 }
 
 fn text(findings: &Findings) -> String {
