@@ -33,6 +33,7 @@ pub const FEATURES: &[&str] = &[
     "cloud-init",
     "read-log",
     "ssh-host-keys",
+    "bring-online",
 ];
 
 /// A protocol version.
@@ -115,6 +116,11 @@ pub enum Request {
     SetTime {
         /// Nanoseconds since 1970-01-01 UTC.
         unix_nanoseconds: u64,
+    },
+    /// Brings CPUs and memory into use that were added while it runs.
+    BringOnline {
+        /// How many CPUs there should be.
+        cpus: u32,
     },
     /// Mounts a file system.
     Mount(MountRequest),

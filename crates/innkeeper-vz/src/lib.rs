@@ -9,10 +9,10 @@
 //! ```
 //!
 //! VZ's objects may be touched only on the queue that their machine was made with, so all of them live there: what makes a
-//! [`Configuration`] is a closure that runs on the queue, and a [`VirtualMachine`] holds nothing but a way to send closures to it. That
+//! `Configuration` is a closure that runs on the queue, and a `VirtualMachine` holds nothing but a way to send closures to it. That
 //! is the invariant of every `unsafe` here that is not said apart, and the types uphold it: no wrapper of an object is `Send`.
 //!
-//! What came after macOS 11 is asked for at run time and is an error where it is missing ([`VzError::unavailable`]): the bindings know
+//! What came after macOS 11 is asked for at run time and is an error where it is missing (`VzError::unavailable`): the bindings know
 //! nothing of versions. Exceptions of Objective-C are not caught: VZ raises one only for what a caller must not do, such as a
 //! file handle that is no datagram socket, and then the process ends.
 //!

@@ -241,6 +241,11 @@ impl GuestChannel {
         self.done(&Request::SetTime { unix_nanoseconds }).await
     }
 
+    /// Brings CPUs and memory into use that were added while the guest runs; `cpus` is how many CPUs there should be.
+    pub async fn bring_online(&self, cpus: u32) -> Result<(), GuestError> {
+        self.done(&Request::BringOnline { cpus }).await
+    }
+
     /// Mounts a share or device in the guest.
     pub async fn mount(&self, request: MountRequest) -> Result<(), GuestError> {
         self.done(&Request::Mount(request)).await

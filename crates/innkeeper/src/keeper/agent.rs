@@ -17,6 +17,8 @@ use crate::spec::ShareSpec;
 
 /// How long an agent may take to accept a request before it counts as not accepted.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a guest may take to bring what was added into use.
+const ONLINE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait before the channel is opened again after it broke.
 const OPEN_AGAIN: Duration = Duration::from_millis(200);
 /// How often a silence is told anew, with its length.
@@ -106,6 +108,21 @@ impl AgentLink {
         match tokio::time::timeout(ANSWER_TIMEOUT, set).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the agent does not answer".to_owned()),
+        }
+    }
+
+    /// Asks the agent to bring CPUs and memory into use that were added, if there is an agent that knows how.
+    pub(crate) async fn bring_online(&self, cpus: u32) -> Result<(), String> {
+        let Some(channel) = self.channel() else {
+            return Ok(());
+        };
+        let hello = channel.status().borrow().hello.clone();
+        if !hello.is_some_and(|hello| hello.features.iter().any(|known| known == "bring-online")) {
+            return Ok(());
+        }
+        match tokio::time::timeout(ONLINE_TIMEOUT, channel.bring_online(cpus)).await {
+            Ok(done) => done.map_err(|error| error.to_string()),
             Err(_) => Err("the agent does not answer".to_owned()),
         }
     }

@@ -158,6 +158,7 @@ fn set_up(
     }
     crate::facts::BUSY.store(false, std::sync::atomic::Ordering::SeqCst);
     if reached.recv().is_ok() {
+        name_ports();
         // A guest without a console has nobody to tell.
         let _ = std::io::stdout().write_all(READY.as_bytes());
     }
@@ -167,7 +168,18 @@ fn set_up(
         problems(crate::modules::load(&modules.later, command_line));
     }
     crate::modules::all_tried();
+    name_ports();
     watch_power_button(&link);
+}
+
+/// The port of the agent is named by now; the others are, at the latest, when all modules have been tried.
+fn name_ports() {
+    let named = crate::port::link_names();
+    problems(
+        named
+            .err()
+            .map(|error| format!("cannot name the ports: {error}")),
+    );
 }
 
 fn problems(found: impl IntoIterator<Item = String>) {

@@ -32,6 +32,7 @@ mod netlink;
 #[cfg(target_os = "linux")]
 mod network;
 #[cfg(target_os = "linux")]
+mod online;
 mod operations;
 #[cfg(target_os = "linux")]
 mod port;

@@ -99,6 +99,7 @@ impl Operations {
             request,
             Request::Shutdown { .. }
                 | Request::SetTime { .. }
+                | Request::BringOnline { .. }
                 | Request::Mount(_)
                 | Request::SetHostname { .. }
         );
@@ -116,6 +117,8 @@ impl Operations {
             Request::Readiness => Ok(Reply::Readiness(crate::facts::readiness())),
             Request::SetTime { unix_nanoseconds } => crate::power::set_time(unix_nanoseconds)
                 .map_err(|error| failure("set the clock", &error)),
+            Request::BringOnline { cpus } => crate::online::bring_online(cpus)
+                .map_err(|error| failure("bring CPUs and memory into use", &error)),
             Request::Mount(request) => {
                 if self.is_init {
                     crate::modules::wait_for_all(MODULES_TIMEOUT);

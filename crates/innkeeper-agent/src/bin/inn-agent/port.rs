@@ -55,6 +55,26 @@ fn open_device(path: &Path) -> std::io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
+/// Names the ports in `/dev/virtio-ports`, as udev does where there is one. A name is the host's word, so it is checked.
+pub fn link_names() -> std::io::Result<()> {
+    const LINKS: &str = "/dev/virtio-ports";
+    std::fs::create_dir_all(LINKS)?;
+    for entry in std::fs::read_dir("/sys/class/virtio-ports")? {
+        let entry = entry?;
+        let name = std::fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        let name = name.trim_end();
+        if name.is_empty() || name.starts_with('.') || name.contains('/') {
+            continue;
+        }
+        let device = Path::new("..").join(entry.file_name());
+        match std::os::unix::fs::symlink(device, Path::new(LINKS).join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn named_device() -> std::io::Result<PathBuf> {
     for entry in std::fs::read_dir("/sys/class/virtio-ports")? {
         let entry = entry?;

@@ -47,6 +47,7 @@ impl Actor {
         }
         let work = Work {
             machine,
+            agent: self.agent.borrow().clone(),
             bundle: self.context.bundle.clone(),
             sockets: self
                 .context
@@ -100,6 +101,7 @@ impl Actor {
 /// What the steps are taken with.
 struct Work {
     machine: Arc<dyn Machine>,
+    agent: Option<AgentLink>,
     bundle: Bundle,
     sockets: std::path::PathBuf,
     ssh_port: Option<u16>,
@@ -146,7 +148,10 @@ impl Work {
     async fn take(&self, step: &Step, identity: &mut Identity) -> Result<()> {
         match step {
             Step::Cpus(cpus) => match self.machine.resize() {
-                Some(resize) => resize.set_cpus(*cpus).await,
+                Some(resize) => {
+                    resize.set_cpus(*cpus).await?;
+                    self.bring_online(*cpus).await
+                }
                 None => Err(cannot("give it CPUs")),
             },
             Step::Memory(memory) => match self.machine.resize() {
@@ -216,6 +221,19 @@ impl Work {
                 self.bundle.write_identity(identity)
             }
         }
+    }
+
+    /// Linux leaves it to user space to use CPUs that were added.
+    async fn bring_online(&self, cpus: u32) -> Result<()> {
+        let Some(agent) = &self.agent else {
+            return Ok(());
+        };
+        agent.bring_online(cpus).await.map_err(|why| {
+            Error::new(
+                ErrorKind::Failure,
+                format!("the machine has {cpus} CPUs, and the guest does not use all: {why}"),
+            )
+        })
     }
 
     fn hotplug(&self, what: &str) -> Result<&dyn Hotplug> {

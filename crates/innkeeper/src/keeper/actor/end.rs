@@ -240,7 +240,8 @@ impl Actor {
         [
             self.ending.as_ref().and_then(|ending| ending.deadline),
             self.quit_at,
-            self.end_of_life(),
+            self.end_of_life()
+                .and_then(|left| Instant::now().checked_add(left)),
         ]
         .into_iter()
         .flatten()
@@ -260,7 +261,7 @@ impl Actor {
             }
             return;
         }
-        if self.end_of_life().is_some_and(|end| end <= now) {
+        if self.end_of_life().is_some_and(|left| left.is_zero()) {
             return self.end_life();
         }
         let Some(ending) = &mut self.ending else {
@@ -299,13 +300,13 @@ impl Actor {
         self.power(PowerEvent::StopGivenUp);
     }
 
-    /// Returns when the time to live of this run has passed; none if it has none, or is being ended already.
-    fn end_of_life(&self) -> Option<Instant> {
+    /// Returns what is left of the time to live of this run; none if it has none, or is being ended already.
+    fn end_of_life(&self) -> Option<Duration> {
         if self.machine.is_none() || self.ending.is_some() {
             return None;
         }
         let end = self.began? + self.asked.time_to_live?;
-        Instant::now().checked_add(end.saturating_sub(since_boot()))
+        Some(end.saturating_sub(since_boot()))
     }
 
     /// Its time to live has passed: it is stopped, and killed if it does not follow.
