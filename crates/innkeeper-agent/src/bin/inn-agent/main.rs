@@ -33,6 +33,7 @@ mod netlink;
 mod network;
 #[cfg(target_os = "linux")]
 mod online;
+#[cfg(target_os = "linux")]
 mod operations;
 #[cfg(target_os = "linux")]
 mod port;
