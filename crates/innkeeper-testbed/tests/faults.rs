@@ -13,7 +13,7 @@ use innkeeper::drivers::fake::FakeName;
 use innkeeper::progress::Silent;
 use innkeeper::spec::{BootSpec, Bytes, DiskFormat, DriverChoice, ReadyWhen, VmSpec};
 use innkeeper::testing::traces::{Traces, processes};
-use innkeeper::{Host, StopOptions, WaitFor};
+use innkeeper::{Host, WaitFor};
 use innkeeper_testbed::{Installation, Programs, agent_program};
 
 const PROGRAMS: Programs = Programs {
@@ -632,85 +632,4 @@ async fn damaged_files_hide_no_other_vm_and_can_be_removed() {
     // What only the lost identity named is found by those who look after the store, not here.
     assert!(bed.host.list().await.expect("a list").is_empty());
     assert_eq!(bed.installation.violations(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn twenty_rounds_leave_nothing() {
-    let bed = Bed::new().await;
-    for round in 0..20 {
-        bed.host
-            .create("round", bed.spec(), &Silent)
-            .await
-            .expect("created");
-        bed.host.start("round").await.expect("started");
-        bed.host
-            .wait("round", WaitFor::Ready, Some(LIMIT), &|_| ())
-            .await
-            .expect("ready");
-        if agent_program().is_ok() {
-            let channel = bed.host.guest("round").await.expect("a channel");
-            let request = innkeeper::guest::message::ExecRequest {
-                argv: vec!["true".to_owned()],
-                ..Default::default()
-            };
-            let mut session = channel.exec(request).await.expect("a command");
-            let status = tokio::time::timeout(LIMIT, session.wait())
-                .await
-                .expect("in time")
-                .expect("a status");
-            assert_eq!(status.shell_code(), 0, "round {round}");
-        }
-        bed.host.remove("round", true).await.expect("removed");
-        let left = processes(&bed.installation.home());
-        // A keeper may still say its last words; more than one would pile up.
-        assert!(left.len() <= 2, "round {round}: {left:?}");
-    }
-    bed.nothing_left().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_at_once_start_and_stop() {
-    let bed = Bed::new().await;
-    let names: Vec<String> = (0..10).map(|number| format!("vm-{number}")).collect();
-    for name in &names {
-        bed.host
-            .create(name, bed.spec(), &Silent)
-            .await
-            .expect("created");
-    }
-    let each = |name: String| {
-        let host = &bed.host;
-        async move {
-            host.start(&name).await?;
-            host.wait(&name, WaitFor::Ready, Some(LIMIT), &|_| ()).await
-        }
-    };
-    let ready = futures_util::future::join_all(names.iter().cloned().map(each)).await;
-    let mut pids: Vec<u32> = ready
-        .into_iter()
-        .map(|info| info.expect("ready").vmm_pid.expect("a hypervisor"))
-        .collect();
-    pids.sort_unstable();
-    pids.dedup();
-    assert_eq!(pids.len(), 10, "two VMs share a hypervisor");
-    let listed = bed.host.list().await.expect("a list");
-    assert!(
-        listed.iter().all(|info| info.state == VmState::Ready),
-        "{listed:?}"
-    );
-    let options = StopOptions {
-        timeout: LIMIT,
-        force: false,
-    };
-    let stops =
-        futures_util::future::join_all(names.iter().map(|name| bed.host.stop(name, options))).await;
-    for stop in stops {
-        stop.expect("stopped");
-    }
-    let listed = bed.host.list().await.expect("a list");
-    assert!(
-        listed.iter().all(|info| info.state == VmState::Stopped),
-        "{listed:?}"
-    );
-    bed.nothing_left().await;
 }

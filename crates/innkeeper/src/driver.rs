@@ -615,8 +615,12 @@ pub fn asked(config: &MachineConfig) -> Vec<(Capability, String)> {
     asked
 }
 
-/// Tells every field of `config` that asks for what `report` lacks. Pure.
+/// Tells every field of `config` that asks for what `report` lacks; nothing if the driver can't be used here at all, which it says itself.
+/// Pure.
 pub fn lacking(config: &MachineConfig, report: &DriverReport) -> Vec<Unsupported> {
+    if !report.usable {
+        return Vec::new();
+    }
     asked(config)
         .into_iter()
         .filter_map(|(capability, field)| {

@@ -7,7 +7,7 @@ use super::Engine;
 use super::configure::configure;
 use crate::driver::Driver;
 use crate::error::{Error, Result};
-use crate::spec::{Arch, Bytes, DiskFormat, DriverChoice, MachineChoice, VmSpec};
+use crate::spec::{AccelChoice, Arch, Bytes, DiskFormat, DriverChoice, MachineChoice, VmSpec};
 use crate::store::{Bundle, Identity, IdentityDisk};
 
 /// Which driver, and why.
@@ -88,8 +88,12 @@ impl Engine {
             }
             if let (None, Some(machine), true) = (&chosen, machine, against.is_empty()) {
                 decisions.push(format!("machine type {machine}, pinned for the VM's life"));
-                if let Some(accel) = &report.accel {
-                    decisions.push(format!("CPUs run by {accel}{}", because(&report.notes)));
+                match (spec.accel, &report.accel) {
+                    (AccelChoice::Auto, Some(accel)) => {
+                        decisions.push(format!("CPUs run by {accel}{}", because(&report.notes)));
+                    }
+                    (AccelChoice::Auto, None) => {}
+                    (asked, _) => decisions.push(format!("CPUs run by {asked}, as asked")),
                 }
                 chosen = Some((driver.name().to_owned(), machine));
             }
@@ -199,11 +203,25 @@ fn with_disks_to_come(identity: &Identity, spec: &VmSpec) -> Vec<IdentityDisk> {
     disks
 }
 
-/// One error that names every reason.
+/// One error that names every reason; against drivers that nobody asked for there is nothing to say.
 fn refusal(name: &str, explanation: &Explanation) -> Error {
-    let reasons: Vec<String> = explanation
-        .drivers
-        .iter()
+    let asked_for = |verdict: &&DriverVerdict| {
+        verdict
+            .against
+            .iter()
+            .all(|against| against.field != "driver")
+    };
+    let verdicts = || {
+        let anybody = explanation
+            .drivers
+            .iter()
+            .any(|verdict| asked_for(&verdict));
+        explanation
+            .drivers
+            .iter()
+            .filter(move |verdict| !anybody || asked_for(verdict))
+    };
+    let reasons: Vec<String> = verdicts()
         .flat_map(|verdict| {
             verdict.against.iter().map(move |against| {
                 let field = if against.field.is_empty() {
@@ -215,9 +233,7 @@ fn refusal(name: &str, explanation: &Explanation) -> Error {
             })
         })
         .collect();
-    let hints: Vec<&str> = explanation
-        .drivers
-        .iter()
+    let hints: Vec<&str> = verdicts()
         .flat_map(|verdict| {
             verdict
                 .against

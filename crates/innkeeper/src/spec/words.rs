@@ -101,3 +101,9 @@ impl Words for DiskCache {
         ("unsafe", DiskCache::Unsafe),
     ];
 }
+
+impl std::fmt::Display for AccelChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.word())
+    }
+}

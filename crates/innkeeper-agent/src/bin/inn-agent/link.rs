@@ -45,12 +45,14 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn new(guest: GuestInfo) -> Arc<Link> {
+    /// `offered` says which of the protocol's features this agent offers.
+    pub fn new(guest: GuestInfo, offered: impl Fn(&str) -> bool) -> Arc<Link> {
         let config = Config {
             side: Side::Agent,
             software: crate::serve::software(),
             features: FEATURES
                 .iter()
+                .filter(|feature| offered(feature))
                 .map(|feature| (*feature).to_owned())
                 .collect(),
             guest: Some(guest),

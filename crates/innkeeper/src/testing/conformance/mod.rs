@@ -14,6 +14,7 @@ mod guests;
 mod inside;
 mod keepers;
 mod lifecycle;
+mod many;
 mod pausing;
 mod saving;
 
@@ -177,6 +178,8 @@ pub const TRIALS: &[Trial] = trials![
     lifecycle::ready_none_is_ready_at_once [],
     lifecycle::ready_by_a_serial_marker [Can(C::SerialLog), Has(Console)],
     lifecycle::futures_dropped_midway_leave_order [],
+    many::twenty_rounds_leave_nothing [Has(Agent)],
+    many::ten_at_once_start_and_stop [Has(Agent)],
     keepers::a_killed_keeper_is_replaced_and_nothing_stops [Can(C::Adoption)],
     keepers::a_terminated_keeper_leaves_its_vm_running [Can(C::Adoption)],
     keepers::a_command_outlives_the_keeper [Can(C::Adoption), Has(Agent)],
