@@ -142,6 +142,25 @@ impl Bed {
             VmState::Resuming,
             VmState::Suspending,
         ];
+        self.past(&passing, round).await
+    }
+
+    /// Waits until a VM whose hypervisor was killed is told as what it is; its end may be told after the end of what was being done.
+    async fn ended(&self, round: &str) -> VmInfo {
+        let live = [
+            VmState::Starting,
+            VmState::Running,
+            VmState::Ready,
+            VmState::Stopping,
+            VmState::Pausing,
+            VmState::Paused,
+            VmState::Resuming,
+            VmState::Suspending,
+        ];
+        self.past(&live, round).await
+    }
+
+    async fn past(&self, passing: &[VmState], round: &str) -> VmInfo {
         let started = Instant::now();
         loop {
             let info = self.info(round).await;
@@ -283,7 +302,7 @@ async fn a_hypervisor_killed_while_it_is_saved_is_failed_or_suspended() {
         let round = format!("{whom:?} killed after {delay:?}");
         let memory = bed.remembering().await;
         let (suspend, ()) = tokio::join!(bed.host.suspend(NAME), bed.kill_after(delay, whom));
-        let info = bed.settled(&round).await;
+        let info = bed.ended(&round).await;
         match info.state {
             VmState::Suspended => drop(bed.brings_back(&memory, &round).await),
             VmState::Failed => {
