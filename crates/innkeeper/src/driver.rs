@@ -15,13 +15,13 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use innkeeper_api::{Capability, DriverReport, Unsupported};
+use innkeeper_api::{Capability, DriverReport, ErrorKind, Unsupported};
 use innkeeper_net::{MacAddr, UserNetwork};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::spec::{
     AccelChoice, Arch, Bytes, DiskBus, DiskCache, DiskFormat, DiskLimits, Firmware, ForwardSpec,
     Isolation, MemoryKind, WatchdogAction,
@@ -637,6 +637,29 @@ pub fn lacking(config: &MachineConfig, report: &DriverReport) -> Vec<Unsupported
             })
         })
         .collect()
+}
+
+/// Makes one error of every reason; the hint is the first one's that has any.
+///
+/// Errors: `Unsupported`, if there is a reason.
+pub fn refuse(reasons: &[Unsupported]) -> Result<()> {
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    let told: Vec<String> = reasons
+        .iter()
+        .map(|reason| match reason.field.as_str() {
+            "" => reason.reason.clone(),
+            field => format!("{field}: {}", reason.reason),
+        })
+        .collect();
+    let error = Error::new(ErrorKind::Unsupported, told.join("; "));
+    Err(
+        match reasons.iter().find_map(|reason| reason.hint.as_ref()) {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        },
+    )
 }
 
 /// Files and sockets of one run of a machine. Socket paths are short enough for `sockaddr_un` (104 bytes on macOS).

@@ -14,7 +14,7 @@ use crate::spec_flags::size;
 /// Attach a disk to a VM; at once if it runs
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  inn disk attach web /srv/data.qcow2 --format qcow2
+  inn disk attach web /srv/data.qcow2
   inn disk attach web --name scratch --size 10GiB
   inn disk attach web /srv/stick.img --format raw --bus usb --read-only")]
 pub(crate) struct Attach {
@@ -23,8 +23,8 @@ pub(crate) struct Attach {
     /// Disk file; none for a new empty disk of the VM's own, with --size
     #[arg(required_unless_present = "size")]
     path: Option<PathBuf>,
-    /// Format of the file: qcow2 or raw; never guessed
-    #[arg(long, value_parser = super::disk::format, required_unless_present = "size")]
+    /// Format of the file, qcow2 or raw, if its name does not tell; never guessed from what is in it
+    #[arg(long, value_parser = super::disk::format)]
     format: Option<DiskFormat>,
     /// Size of a new disk
     #[arg(long, value_parser = size, conflicts_with_all = ["path", "format"], requires = "name")]
@@ -102,10 +102,14 @@ impl Attach {
             (None, Some(path)) => name_of(path),
             (None, None) => return Err(Failure::usage("give the new disk a name with --name")),
         };
+        let format = path
+            .as_deref()
+            .map(|path| super::disk::named(path, self.format, "--format"))
+            .transpose()?;
         let disk = DiskSpec {
             size: self.size,
             path,
-            format: self.format,
+            format,
             read_only: self.read_only,
             bus: match self.bus {
                 Bus::Virtio => DiskBus::Virtio,

@@ -38,7 +38,7 @@ use serde_json::Value;
 use self::record::Record;
 use self::tracker::Tracker;
 use super::process;
-use crate::driver::{Driver, MachineConfig, Restore, Running, SavedMachine};
+use crate::driver::{Driver, MachineConfig, Restore, Running, SavedMachine, lacking, refuse};
 use crate::error::{Error, Result};
 use crate::spec::Arch;
 
@@ -153,22 +153,6 @@ fn probe_again(error: &Error) -> Vec<Unsupported> {
     }]
 }
 
-/// Makes one error of reasons; none if there are none.
-fn refusal(reasons: &[Unsupported]) -> Result<()> {
-    let Some(first) = reasons.first() else {
-        return Ok(());
-    };
-    let text: Vec<&str> = reasons
-        .iter()
-        .map(|reason| reason.reason.as_str())
-        .collect();
-    let error = Error::new(ErrorKind::Unsupported, text.join("; "));
-    Err(match &first.hint {
-        Some(hint) => error.with_hint(hint),
-        None => error,
-    })
-}
-
 #[async_trait]
 impl Driver for CloudHypervisorDriver {
     fn name(&self) -> &'static str {
@@ -185,7 +169,7 @@ impl Driver for CloudHypervisorDriver {
                 let mut reasons = check::check(config, &host);
                 // Where it runs nothing at all, every field would say the same.
                 if host.unusable().is_none() {
-                    reasons.extend(crate::driver::lacking(config, report));
+                    reasons.extend(lacking(config, report));
                 }
                 reasons
             }
@@ -206,7 +190,9 @@ impl Driver for CloudHypervisorDriver {
 
     async fn launch(&self, config: &MachineConfig) -> Result<Running> {
         let host = self.host().await;
-        refusal(&check::check(config, &host))?;
+        let mut reasons = check::check(config, &host);
+        reasons.extend(lacking(config, &probe::report(&host)));
+        refuse(&reasons)?;
         let plan = plan::plan(config, &host)?;
         let started = launch::start(&plan, config, &self.options.boot_id).await?;
         let launched = started.boot(&plan).await?;
@@ -249,7 +235,7 @@ impl Restore for CloudHypervisorDriver {
 
     async fn restore(&self, config: &MachineConfig, saved: &SavedMachine) -> Result<Running> {
         let host = self.host().await;
-        refusal(&save::check_saved(config, saved, &host))?;
+        refuse(&save::check_saved(config, saved, &host))?;
         let plan = plan::plan(config, &host)?;
         let started = launch::start(&plan, config, &self.options.boot_id).await?;
         let launched = save::restore(started, &plan, saved, host.userfaultfd).await?;

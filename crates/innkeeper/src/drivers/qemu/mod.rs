@@ -54,7 +54,7 @@ use serde_json::Value;
 use self::board::Board;
 use self::record::Record;
 use super::process;
-use crate::driver::{Driver, MachineConfig, Restore, Running};
+use crate::driver::{Driver, MachineConfig, Restore, Running, lacking, refuse};
 use crate::error::{Error, Result};
 use crate::spec::Arch;
 
@@ -160,7 +160,7 @@ impl Driver for QemuDriver {
         match details(report) {
             Ok(host) => check::check(config, &host)
                 .into_iter()
-                .chain(crate::driver::lacking(config, report))
+                .chain(lacking(config, report))
                 .collect(),
             Err(error) => vec![Unsupported {
                 field: String::new(),
@@ -237,23 +237,11 @@ impl Driver for QemuDriver {
 
 impl QemuDriver {
     /// Refuses, with every reason, what can't be run here.
+    /// A spec may have been edited since its driver was chosen: what this QEMU lacks is refused here too, never left out.
     fn require_supported(&self, config: &MachineConfig, host: &QemuHost) -> Result<()> {
-        let reasons = check::check(config, host);
-        if let Some(first) = reasons.first() {
-            let error = Error::new(
-                ErrorKind::Unsupported,
-                reasons
-                    .iter()
-                    .map(|reason| reason.reason.as_str())
-                    .collect::<Vec<_>>()
-                    .join("; "),
-            );
-            return Err(match &first.hint {
-                Some(hint) => error.with_hint(hint),
-                None => error,
-            });
-        }
-        Ok(())
+        let mut reasons = check::check(config, host);
+        reasons.extend(lacking(config, &probe::report(host)));
+        refuse(&reasons)
     }
 
     fn require_this_boot(&self, record: &Record) -> Result<()> {

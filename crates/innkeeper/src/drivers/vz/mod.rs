@@ -29,6 +29,8 @@ use async_trait::async_trait;
 use innkeeper_api::{DriverReport, ErrorKind, Unsupported};
 use serde_json::Value;
 
+#[cfg(target_os = "macos")]
+use crate::driver::refuse;
 use crate::driver::{Driver, MachineConfig, Restore, Running, SavedMachine};
 use crate::error::{Error, Result};
 use crate::spec::Arch;
@@ -84,20 +86,6 @@ fn details(report: &DriverReport) -> Result<VzHost> {
             "the report of the driver vz is not from this version",
         )
         .with_source(error)
-    })
-}
-
-/// Makes one error of what speaks against a machine, if anything does.
-#[cfg(target_os = "macos")]
-fn refuse(reasons: &[Unsupported]) -> Result<()> {
-    let Some(first) = reasons.first() else {
-        return Ok(());
-    };
-    let texts: Vec<&str> = reasons.iter().map(|it| it.reason.as_str()).collect();
-    let error = Error::new(ErrorKind::Unsupported, texts.join("; "));
-    Err(match &first.hint {
-        Some(hint) => error.with_hint(hint),
-        None => error,
     })
 }
 

@@ -9,10 +9,8 @@
 //! The rename is the moment at which the VM is suspended: a keeper that dies before it leaves a paused machine that can be resumed, one
 //! that dies after it leaves a saved VM whose hypervisor the next keeper ends.
 
-use innkeeper_api::Unsupported;
-
 use super::*;
-use crate::driver::{MachineConfig, Pause, Suspend};
+use crate::driver::{MachineConfig, Pause, Suspend, refuse};
 use crate::store::{Saved, SavedDisk};
 
 /// How long a machine that was brought back may take until its CPUs run.
@@ -416,7 +414,7 @@ async fn save(
     let suspend: &dyn Suspend = machine.suspend().ok_or_else(cannot)?;
     let pause: &dyn Pause = machine.pause().ok_or_else(cannot)?;
     if let Some(obstacle) = suspend.obstacle().await? {
-        return Err(refusal(&[obstacle]));
+        refuse(&[obstacle])?;
     }
     if !*stopped {
         // Whatever comes of it: a request whose answer is lost may have been followed.
@@ -465,9 +463,7 @@ async fn bring_back(
     let killed = || Error::new(ErrorKind::Interrupted, "it was killed while it came back");
     let restore = driver.restore().ok_or_else(cannot)?;
     let reasons = restore.check_saved(config, &saved.machine, &driver.probe().await);
-    if !reasons.is_empty() {
-        return Err(refusal(&reasons));
-    }
+    refuse(&reasons)?;
     let mut running = tokio::select! {
         running = restore.restore(config, &saved.machine) => running?,
         _ = &mut cancelled => return Err(killed()),
@@ -523,20 +519,4 @@ async fn until_it_goes(events: &mut mpsc::UnboundedReceiver<MachineEvent>) -> Re
     tokio::time::timeout(GO_TIMEOUT, goes)
         .await
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::TimedOut, "its CPUs do not go on")))
-}
-
-/// Makes one error of every reason.
-fn refusal(reasons: &[Unsupported]) -> Error {
-    let told: Vec<String> = reasons
-        .iter()
-        .map(|reason| match reason.field.as_str() {
-            "" => reason.reason.clone(),
-            field => format!("{field}: {}", reason.reason),
-        })
-        .collect();
-    let error = Error::new(ErrorKind::Unsupported, told.join("; "));
-    match reasons.iter().find_map(|reason| reason.hint.as_ref()) {
-        Some(hint) => error.with_hint(hint),
-        None => error,
-    }
 }
