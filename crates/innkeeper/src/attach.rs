@@ -5,7 +5,7 @@ use std::path::Path;
 use innkeeper_api::ErrorKind;
 
 use crate::error::{Error, Result};
-use crate::host::{Host, SpecChange};
+use crate::host::{DetachOptions, Host, SpecChange};
 use crate::spec::{DiskBus, DiskFormat, DiskSpec, NetworkSpec};
 
 type Edits = Vec<(String, Option<String>)>;
@@ -49,11 +49,18 @@ impl Host {
 
     /// Detaches a disk file from a VM, now if it runs; the file stays.
     ///
-    /// Errors: `TimedOut` if the guest does not let go; the disk goes when it does, or with the next start.
-    pub async fn detach_disk(&self, vm: &str, disk: &str, dry_run: bool) -> Result<SpecChange> {
+    /// Errors: `TimedOut` if the guest does not let go in time; the disk goes when it does, or with the next start.
+    pub async fn detach_disk(
+        &self,
+        vm: &str,
+        disk: &str,
+        options: DetachOptions,
+    ) -> Result<SpecChange> {
         self.need_disk(vm, disk)?;
         let edits = vec![(format!("disks.{disk}"), None)];
-        let change = self.set(vm, &edits, dry_run).await?;
+        let change = self
+            .set_within(vm, &edits, options.dry_run, options.timeout)
+            .await?;
         told(vm, change)
     }
 
@@ -112,8 +119,8 @@ impl Host {
         self.change_or_take_back(vm, &edits, dry_run).await
     }
 
-    /// Removes a VM's last network interface, now if it runs.
-    pub async fn detach_network(&self, vm: &str, dry_run: bool) -> Result<SpecChange> {
+    /// Removes a VM's last network interface, now if it runs. Errors: as [`Host::detach_disk`].
+    pub async fn detach_network(&self, vm: &str, options: DetachOptions) -> Result<SpecChange> {
         let networks = self.root().bundle(vm)?.spec()?.networks;
         let edits = match networks.len() {
             0 => {
@@ -125,7 +132,9 @@ impl Host {
             1 => vec![("networks".to_owned(), Some("[]".to_owned()))],
             count => vec![(format!("networks.{}", count - 1), None)],
         };
-        let change = self.set(vm, &edits, dry_run).await?;
+        let change = self
+            .set_within(vm, &edits, options.dry_run, options.timeout)
+            .await?;
         told(vm, change)
     }
 

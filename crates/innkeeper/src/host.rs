@@ -417,6 +417,17 @@ impl Host {
         edits: &[(String, Option<String>)],
         dry_run: bool,
     ) -> Result<SpecChange> {
+        self.set_within(name, edits, dry_run, LET_GO).await
+    }
+
+    /// As `set`; a guest that is to let go of a device may take so long.
+    pub(crate) async fn set_within(
+        &self,
+        name: &str,
+        edits: &[(String, Option<String>)],
+        dry_run: bool,
+        let_go: Duration,
+    ) -> Result<SpecChange> {
         let text = self.spec_text(name)?;
         let edits: Vec<spec::Edit> = edits
             .iter()
@@ -427,7 +438,7 @@ impl Host {
             .collect();
         let new = spec::edit(&text, &edits)?;
         self.engine
-            .replace_spec(name, &text, &new, dry_run, LET_GO)
+            .replace_spec(name, &text, &new, dry_run, let_go)
             .await
     }
 
@@ -705,7 +716,7 @@ impl Host {
     }
 }
 
-/// How long a guest may take to let go of a device before the command that asked for it says so.
+/// How long a guest may take to let go of a device before the command that asked for it says so, unless it names another time.
 const LET_GO: Duration = Duration::from_secs(30);
 
 fn concerns(event: &Event, vm: Option<&str>) -> bool {
@@ -724,6 +735,24 @@ pub struct StopOptions {
 impl StopOptions {
     fn millis(self) -> u64 {
         u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// How a device is detached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DetachOptions {
+    /// How long the guest may take to let go of it before the call says that it has not.
+    pub timeout: Duration,
+    /// Only check what would be done.
+    pub dry_run: bool,
+}
+
+impl Default for DetachOptions {
+    fn default() -> Self {
+        DetachOptions {
+            timeout: LET_GO,
+            dry_run: false,
+        }
     }
 }
 

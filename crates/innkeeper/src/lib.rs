@@ -40,7 +40,7 @@ pub mod testing;
 pub use confinement::Confinement;
 pub use error::{Error, Result, exit_code, http_status};
 pub use host::{
-    CatalogueEntry, DiskFile, DriverVerdict, Explanation, Host, HostBuilder, ImageInfo, LogKind,
-    SpecChange, StopOptions, WaitFor,
+    CatalogueEntry, DetachOptions, DiskFile, DriverVerdict, Explanation, Host, HostBuilder,
+    ImageInfo, LogKind, SpecChange, StopOptions, WaitFor,
 };
 pub use innkeeper_api as api;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use innkeeper::spec::{Bytes, DiskBus, DiskFormat, DiskSpec};
 use innkeeper::{Error, Host, SpecChange};
 
-use super::DryRun;
 use super::set;
+use super::{DetachFlags, DryRun};
 use crate::failure::{Failure, Result};
 use crate::output::Output;
 use crate::spec_flags::size;
@@ -53,14 +53,15 @@ enum Bus {
 /// Detach a disk file from a VM; at once if it runs, when its guest lets go
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  inn disk detach web data")]
+  inn disk detach web data
+  inn disk detach web data --timeout 5s")]
 pub(crate) struct Detach {
     /// VM
     vm: String,
     /// Name of the disk in the spec
     disk: String,
     #[command(flatten)]
-    dry_run: DryRun,
+    how: DetachFlags,
 }
 
 /// Put a medium into a VM's drive (a disk with `removable: true`)
@@ -126,8 +127,9 @@ impl Attach {
 
 impl Detach {
     pub(crate) async fn run(self, host: &Host, output: &Output) -> Result<()> {
-        let dry_run = self.dry_run.dry_run;
-        let change = host.detach_disk(&self.vm, &self.disk, dry_run).await?;
+        let options = self.how.options();
+        let change = host.detach_disk(&self.vm, &self.disk, options).await?;
+        let dry_run = options.dry_run;
         tell(&self.vm, &change, dry_run, "detached", &self.disk, output)
     }
 }

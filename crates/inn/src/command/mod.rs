@@ -45,7 +45,7 @@ use std::time::Duration;
 
 use innkeeper::api::{StopOutcome, StoppedBy, VmInfo};
 use innkeeper::progress::{Progress, Unit, Update};
-use innkeeper::{Host, StopOptions, WaitFor};
+use innkeeper::{DetachOptions, Host, StopOptions, WaitFor};
 use serde::Serialize;
 
 use crate::failure::Result;
@@ -65,6 +65,27 @@ pub(crate) struct DryRun {
     /// Say what would be done, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// How a device is detached.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct DetachFlags {
+    /// How long the guest may take to let go; after that it is told so (exit code 7), and the device goes when the guest lets go
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) dry_run: DryRun,
+}
+
+impl DetachFlags {
+    /// Returns them as the library takes them.
+    pub(crate) fn options(self) -> DetachOptions {
+        DetachOptions {
+            timeout: self.timeout,
+            dry_run: self.dry_run.dry_run,
+        }
+    }
 }
 
 /// For every command that asks before something is lost.

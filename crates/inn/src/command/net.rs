@@ -3,8 +3,8 @@
 use innkeeper::Host;
 use innkeeper::spec::{ForwardSpec, MacAddr, NetworkKind, NetworkSpec};
 
-use super::DryRun;
 use super::disk_of_vm::tell;
+use super::{DetachFlags, DryRun};
 use crate::failure::Result;
 use crate::output::Output;
 
@@ -34,7 +34,7 @@ pub(crate) enum Net {
         /// VM
         vm: String,
         #[command(flatten)]
-        dry_run: DryRun,
+        how: DetachFlags,
     },
 }
 
@@ -56,10 +56,11 @@ impl Net {
                 let what = "a network interface";
                 tell(&vm, &change, dry_run.dry_run, "attached", what, output)?;
             }
-            Net::Detach { vm, dry_run } => {
-                let change = host.detach_network(&vm, dry_run.dry_run).await?;
+            Net::Detach { vm, how } => {
+                let options = how.options();
+                let change = host.detach_network(&vm, options).await?;
                 let what = "the last network interface";
-                tell(&vm, &change, dry_run.dry_run, "detached", what, output)?;
+                tell(&vm, &change, options.dry_run, "detached", what, output)?;
             }
         }
         Ok(0)

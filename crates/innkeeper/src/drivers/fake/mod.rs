@@ -1,7 +1,7 @@
 //! A driver for tests that is stricter than the real ones.
 //!
 //! It launches a real process, the fake hypervisor of the package `innkeeper-testbed`, so that killing, adopting, locks and lost
-//! connections are real. It can do everything, runs nothing, and writes down every breach of the driver contract by its user: a second
+//! connections are real. It can do almost everything, runs nothing, and writes down every breach of the driver contract by its user: a second
 //! launch, a quit of a guest that runs, a channel opened twice, a path that is missing or relative, a disk that somebody else wrote, a
 //! save of a guest that runs, CPUs let go while what was saved of them could be used again, a saved guest that runs on twice.
 //! The guest's agent is the real one, run on this computer; the guest's memory is a word that it chooses at random when it boots.
@@ -58,7 +58,7 @@ pub struct FakeOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FakeName {
-    /// One that can do everything.
+    /// One that can do all that a fake plays.
     Fake,
     /// One that lacks something.
     FakePoor,
@@ -225,6 +225,8 @@ impl Driver for FakeDriver {
                 config.name, config.machine
             ));
         }
+        // A spec may have been edited since its driver was chosen.
+        crate::driver::refuse(&crate::driver::lacking(config, &self.probe().await))?;
         launch::launch(self, config, None).await
     }
 

@@ -303,6 +303,7 @@ pub(super) fn not_played(capability: Capability) -> Option<String> {
             | C::Tpm
             | C::Watchdog
             | C::Vsock
+            | C::Sandbox
     )
     .then(|| "the fake does not play it".to_owned())
 }

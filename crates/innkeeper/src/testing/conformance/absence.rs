@@ -6,7 +6,7 @@ use super::context::{Context, refused};
 use super::{Verdict, lacks, require};
 use crate::progress::Silent;
 use crate::spec::{
-    Bytes, ConsoleSpec, DiskBus, DiskCache, DiskSpec, Firmware, ForwardSpec, MachineChoice,
+    self, Bytes, ConsoleSpec, DiskBus, DiskCache, DiskSpec, Firmware, ForwardSpec, MachineChoice,
     MemoryKind, NetworkKind, NetworkSpec, Protocol, ShareSpec, VmSpec, WatchdogAction,
 };
 
@@ -196,4 +196,35 @@ pub(super) async fn what_a_driver_lacks_is_refused_by_its_field(context: &Contex
         ErrorKind::Unsupported,
         &[field],
     )
+}
+
+/// A spec can be edited after its driver was chosen: what it asks for then is not left out silently.
+pub(super) async fn what_a_driver_lacks_is_refused_at_start_after_an_edit(
+    context: &Context,
+) -> Verdict {
+    let report = context.report().await?;
+    let host = &context.host;
+    for (index, capability) in Capability::ALL.iter().enumerate() {
+        // A machine type is for life: changing it is refused for that reason.
+        if lacks(&report, *capability).is_none() || *capability == Capability::PinnedMachine {
+            continue;
+        }
+        let name = format!("edited-{index}");
+        context.create(&name, context.spec()).await?;
+        let text = host.spec_text(&name)?;
+        let mut spec = spec::read(&text, "vm.yaml").map_err(crate::Error::from)?;
+        if let Some(field) = ask(&mut spec, *capability, host.home()) {
+            host.replace_spec(&name, &text, &spec::write(&spec)).await?;
+            refused(
+                &format!("starting what asks for {}", capability.as_str()),
+                host.start(&name).await,
+                ErrorKind::Unsupported,
+                &[field],
+            )?;
+            let info = host.info(&name).await?;
+            require!(info.vmm_pid.is_none(), "it runs all the same: {info:?}");
+        }
+        host.remove(&name, true).await?;
+    }
+    Ok(())
 }

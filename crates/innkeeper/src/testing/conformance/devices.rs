@@ -1,12 +1,14 @@
 //! Trials of changing a machine while it runs.
 
+use std::time::{Duration, Instant};
+
 use innkeeper_api::{AgentState, ErrorKind, VmState};
 
 use super::context::{Context, kill_process, refused};
 use super::keepers::ready_or_running;
 use super::pausing::until_running;
 use super::{Act, Part, Verdict, Word, require};
-use crate::host::SpecChange;
+use crate::host::{DetachOptions, SpecChange};
 use crate::spec::{
     Bytes, DiskFormat, DiskSpec, MacAddr, NetworkKind, NetworkSpec, ReadyWhen, VmSpec,
 };
@@ -81,7 +83,10 @@ pub(super) async fn a_disk_is_attached_and_detached_twice(context: &Context) -> 
             ErrorKind::Conflict,
             &["extra"],
         )?;
-        context.host.detach_disk(name, "extra", false).await?;
+        context
+            .host
+            .detach_disk(name, "extra", DetachOptions::default())
+            .await?;
         guest_sees_disk(context, name, "extra", false).await?;
         let info = context.host.info(name).await?;
         require!(
@@ -95,7 +100,7 @@ pub(super) async fn a_disk_is_attached_and_detached_twice(context: &Context) -> 
         "a disk that is not there",
         context
             .host
-            .detach_disk(name, "extra", false)
+            .detach_disk(name, "extra", DetachOptions::default())
             .await
             .map(drop),
         ErrorKind::NotFound,
@@ -120,7 +125,10 @@ pub(super) async fn an_attached_disk_outlives_the_keeper(context: &Context) -> V
         info.disks,
         info.restart_required
     );
-    context.host.detach_disk(name, "extra", false).await?;
+    context
+        .host
+        .detach_disk(name, "extra", DetachOptions::default())
+        .await?;
     context.host.kill(name).await?;
     context.start(name).await?;
     context.host.kill(name).await?;
@@ -135,7 +143,9 @@ pub(super) async fn a_disk_that_the_guest_holds_goes_when_it_lets_go(context: &C
     let info = context.start(name).await?;
     let disk = file_disk(context, "held")?;
     context.host.attach_disk(name, &disk, false).await?;
-    let detach = context.host.detach_disk(name, "held", false);
+    let detach = context
+        .host
+        .detach_disk(name, "held", DetachOptions::default());
     let beside = async {
         context
             .until(name, "asked to let go", |info| {
@@ -158,6 +168,48 @@ pub(super) async fn a_disk_that_the_guest_holds_goes_when_it_lets_go(context: &C
     let (detached, beside) = tokio::join!(detach, beside);
     beside?;
     detached?;
+    context.host.kill(name).await?;
+    Ok(())
+}
+
+pub(super) async fn a_guest_that_does_not_let_go_is_told_in_time(context: &Context) -> Verdict {
+    let name = "clings";
+    context
+        .create(name, context.spec_that_is(Word::Grips)?)
+        .await?;
+    let info = context.start(name).await?;
+    let disk = file_disk(context, "held")?;
+    context.host.attach_disk(name, &disk, false).await?;
+    let options = DetachOptions {
+        timeout: Duration::from_millis(1200),
+        ..DetachOptions::default()
+    };
+    let asked = Instant::now();
+    refused(
+        "a disk that the guest does not let go of",
+        context.host.detach_disk(name, "held", options).await,
+        ErrorKind::TimedOut,
+        &["held", "let go"],
+    )?;
+    let waited = asked.elapsed();
+    require!(
+        waited >= options.timeout && waited < options.timeout + Duration::from_secs(10),
+        "it was told after {waited:?}, asked to wait {:?}",
+        options.timeout
+    );
+    let now = context.host.info(name).await?;
+    require!(
+        now.vmm_pid == info.vmm_pid && !now.restart_required.is_empty(),
+        "the disk is not told as waiting: {now:?}"
+    );
+    // When the guest lets go after all, nobody needs to ask again.
+    let guest = &context.setup.guest;
+    guest.act(&context.host, &info, Act::LetGo).await?;
+    context
+        .until(name, "without the disk", |info| {
+            info.restart_required.is_empty()
+        })
+        .await?;
     context.host.kill(name).await?;
     Ok(())
 }
@@ -248,7 +300,10 @@ pub(super) async fn an_interface_is_attached_and_detached(context: &Context) -> 
             info.networks,
             info.restart_required
         );
-        context.host.detach_network(name, false).await?;
+        context
+            .host
+            .detach_network(name, DetachOptions::default())
+            .await?;
         let info = context.host.info(name).await?;
         require!(
             info.networks.len() == before && info.restart_required.is_empty(),

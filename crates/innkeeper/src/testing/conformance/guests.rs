@@ -24,6 +24,8 @@ pub enum Part {
     Processes,
     /// Something in its memory that can be looked at.
     Memory,
+    /// Something at its consoles that says back what is typed.
+    Echo,
 }
 
 /// Something that a guest's kernel command line can make of it.
@@ -105,6 +107,9 @@ pub trait Guest: Send + Sync {
 
     /// The guest's console as a path that a command of the guest can write to.
     fn console(&self, host: &Host, vm: &VmInfo) -> PathBuf;
+
+    /// Makes something in the guest say back what is typed at a console, from now on, whoever comes to it.
+    async fn echoes(&self, host: &Host, vm: &VmInfo, console: &str) -> Verdict;
 
     /// A command of the guest that listens on a TCP port and answers HTTP, and the port.
     fn listener(&self) -> Verdict<(Vec<String>, u16)>;
@@ -202,6 +207,12 @@ impl Guest for TinyGuest {
         PathBuf::from("/dev/console")
     }
 
+    async fn echoes(&self, host: &Host, vm: &VmInfo, console: &str) -> Verdict {
+        // A port of which nobody holds the other end reads as ended, so `cat` ends between two clients.
+        let script = "exec 3<>/dev/virtio-ports/$0; while :; do cat <&3 >&3; sleep 0.02; done";
+        detached(host, vm, &["sh", "-c", script, console]).await
+    }
+
     fn listener(&self) -> Verdict<(Vec<String>, u16)> {
         let argv = ["busybox", "httpd", "-f", "-p", "7788", "-h", "/etc"];
         Ok((argv.iter().map(|word| (*word).to_owned()).collect(), 7788))
@@ -223,6 +234,7 @@ impl Guest for PvhGuest {
             Part::Console => "console that a command can write to",
             Part::Processes => "processes",
             Part::Memory => "way to tell what is in its memory",
+            Part::Echo => "program at its consoles",
         };
         Err(format!("the PVH test guest has no {what}"))
     }
@@ -264,6 +276,12 @@ impl Guest for PvhGuest {
 
     fn console(&self, _: &Host, _: &VmInfo) -> PathBuf {
         PathBuf::from("/dev/console")
+    }
+
+    async fn echoes(&self, _: &Host, _: &VmInfo, _: &str) -> Verdict {
+        Err(Failure::new(
+            "the PVH test guest has nothing at its consoles",
+        ))
     }
 
     fn listener(&self) -> Verdict<(Vec<String>, u16)> {
@@ -309,7 +327,7 @@ impl Guest for FakeGuest {
         match part {
             Part::Agent => self.agent.clone(),
             Part::Mounts => Err("the fake's guest is this computer and mounts nothing".to_owned()),
-            Part::Console | Part::Memory => Ok(()),
+            Part::Console | Part::Memory | Part::Echo => Ok(()),
             Part::Network => self.network.clone(),
             Part::Processes => {
                 Err("the fake's guest is this computer, whose processes are not saved".to_owned())
@@ -378,6 +396,11 @@ impl Guest for FakeGuest {
 
     fn console(&self, host: &Host, vm: &VmInfo) -> PathBuf {
         crate::drivers::fake::console(&host.root().socket_directory(&vm.id))
+    }
+
+    async fn echoes(&self, _: &Host, _: &VmInfo, _: &str) -> Verdict {
+        // Its hypervisor does so by itself.
+        Ok(())
     }
 
     fn listener(&self) -> Verdict<(Vec<String>, u16)> {

@@ -8,12 +8,14 @@
 
 mod absence;
 mod changes;
+mod consoles;
 mod context;
 mod devices;
 mod guests;
 mod inside;
 mod keepers;
 mod lifecycle;
+mod lifetime;
 mod many;
 mod pausing;
 mod saving;
@@ -145,7 +147,7 @@ macro_rules! trials {
 use Act::{Exit, Hang, LetGo, Mute, Panic, PowerOff, Reboot};
 use Capability as C;
 use Need::{Can, Does, Has, Says};
-use Part::{Agent, Console, Memory, Mounts, Network, Processes};
+use Part::{Agent, Console, Echo, Memory, Mounts, Network, Processes};
 use Word::{
     ButtonOnly, Deaf, FailingLaunch, FailingRestore, FailingResume, FailingSave, Grips, LockedTray,
     NoButton, SlowLaunch, SlowRestore, SlowSave,
@@ -200,7 +202,16 @@ pub const TRIALS: &[Trial] = trials![
     changes::a_cancelled_create_leaves_nothing [],
     changes::two_creates_at_once_make_one_vm [],
     changes::a_port_in_use_is_told_before_anything_starts [Can(C::PortForward), Has(Network)],
+    lifetime::a_vm_ends_after_its_time_to_live [],
+    lifetime::a_paused_vm_ends_after_its_time_to_live [Can(C::Pause)],
+    lifetime::a_time_to_live_that_was_added_holds_at_once [],
+    lifetime::an_adopted_vm_ends_after_its_time_to_live [Can(C::Adoption)],
+    lifetime::a_vm_whose_time_passed_without_a_keeper_ends_when_one_comes [Can(C::Adoption)],
     absence::what_a_driver_lacks_is_refused_by_its_field [],
+    absence::what_a_driver_lacks_is_refused_at_start_after_an_edit [],
+    consoles::consoles_say_back_what_is_typed [Can(C::Consoles), Has(Echo), Has(Agent)],
+    consoles::a_second_client_of_a_console_replaces_the_first [Can(C::Consoles), Can(C::Adoption), Has(Echo), Has(Agent)],
+    consoles::a_console_that_is_not_there_is_refused [Can(C::Consoles)],
     inside::commands_give_their_codes [Can(C::AgentChannel), Has(Agent)],
     inside::ten_megabytes_pass_through_a_command_whole [Has(Agent)],
     inside::a_copy_does_not_starve_a_command [Has(Agent)],
@@ -246,6 +257,7 @@ pub const TRIALS: &[Trial] = trials![
     devices::a_disk_is_attached_and_detached_twice [Can(C::DiskHotplug)],
     devices::an_attached_disk_outlives_the_keeper [Can(C::DiskHotplug), Can(C::Adoption)],
     devices::a_disk_that_the_guest_holds_goes_when_it_lets_go [Can(C::DiskHotplug), Says(Grips), Does(LetGo)],
+    devices::a_guest_that_does_not_let_go_is_told_in_time [Can(C::DiskHotplug), Says(Grips), Does(LetGo)],
     devices::a_medium_is_inserted_changed_and_ejected [Can(C::Drive)],
     devices::a_locked_tray_is_told_and_the_spec_is_as_before [Can(C::Drive), Says(LockedTray)],
     devices::an_interface_is_attached_and_detached [Can(C::NetworkHotplug)],
