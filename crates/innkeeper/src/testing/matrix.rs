@@ -97,93 +97,262 @@ pub fn read(directory: &Path) -> std::io::Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Makes the page `docs/drivers.md`. Pure.
-pub fn page(records: &[Record]) -> String {
-    let mut reports: BTreeMap<&str, &DriverReport> = BTreeMap::new();
-    let mut outcomes: BTreeMap<(&str, &str), &Outcome> = BTreeMap::new();
-    let mut hosts = BTreeSet::new();
-    for record in records {
-        reports.insert(&record.driver, &record.report);
-        outcomes.insert((&record.trial, &record.driver), &record.outcome);
-        hosts.insert(&record.host);
+/// What the trials showed of every driver, to be printed.
+#[derive(Debug)]
+pub struct Matrix<'a> {
+    drivers: Vec<Column<'a>>,
+    outcomes: BTreeMap<(&'a str, &'a str), &'a Outcome>,
+    hosts: BTreeSet<&'a str>,
+    day: &'a str,
+}
+
+/// A driver of the matrix.
+#[derive(Debug)]
+struct Column<'a> {
+    report: &'a DriverReport,
+    evidence: Evidence,
+}
+
+/// On what a column rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Evidence {
+    /// Trials ran with the driver.
+    Trials,
+    /// The driver was compiled, and never ran.
+    TypeChecked,
+    /// A double for tests, which is no hypervisor.
+    Double,
+}
+
+/// Numbered reasons below a table, each told once.
+#[derive(Debug, Default)]
+struct Footnotes(Vec<String>);
+
+impl Footnotes {
+    fn number(&mut self, reason: &str) -> usize {
+        let known = self.0.iter().position(|known| known == reason);
+        known.unwrap_or_else(|| {
+            self.0.push(reason.to_owned());
+            self.0.len() - 1
+        }) + 1
     }
-    let drivers: Vec<&str> = reports.keys().copied().collect();
-    let mut page = String::from(
-        "# Drivers\n\nMade by `cargo xtask docs` from what the conformance trials showed; not written by hand.\n\n",
-    );
-    let day = records
+
+    fn print(&self, page: &mut String) {
+        page.push('\n');
+        for (index, reason) in self.0.iter().enumerate() {
+            let _ = writeln!(page, "{}. {}", index + 1, cell(reason));
+        }
+    }
+}
+
+impl<'a> Matrix<'a> {
+    /// Takes records of trials, and the reports of drivers that were compiled and never ran.
+    pub fn new(records: &'a [Record], type_checked: &'a [DriverReport]) -> Self {
+        let mut reports: BTreeMap<&str, &DriverReport> = BTreeMap::new();
+        let mut outcomes = BTreeMap::new();
+        let mut hosts = BTreeSet::new();
+        let unrun = |report: &&DriverReport| {
+            type_checked
+                .iter()
+                .all(|other| other.driver != report.driver)
+        };
+        for record in records.iter().filter(|record| unrun(&&record.report)) {
+            reports.insert(&record.driver, &record.report);
+            outcomes.insert((&*record.trial, &*record.driver), &record.outcome);
+            hosts.insert(&*record.host);
+        }
+        let mut drivers: Vec<Column<'_>> = reports
+            .into_values()
+            .map(|report| Column {
+                report,
+                evidence: if report.driver.starts_with("fake") {
+                    Evidence::Double
+                } else {
+                    Evidence::Trials
+                },
+            })
+            .collect();
+        drivers.extend(type_checked.iter().map(|report| Column {
+            report,
+            evidence: Evidence::TypeChecked,
+        }));
+        let day = records
+            .iter()
+            .map(|record| record.time.get(..10).unwrap_or_default())
+            .max()
+            .unwrap_or("never");
+        Matrix {
+            drivers,
+            outcomes,
+            hosts,
+            day,
+        }
+    }
+
+    fn hypervisors(&self) -> impl Iterator<Item = &Column<'a>> {
+        self.drivers
+            .iter()
+            .filter(|column| column.evidence != Evidence::Double)
+    }
+
+    /// Makes the page `docs/drivers.md`.
+    pub fn page(&self) -> String {
+        let mut page = String::from(
+            "# Drivers\n\nMade by `cargo xtask docs` from what the conformance trials showed; not written by hand.\n\n",
+        );
+        let hosts: Vec<&str> = self.hosts.iter().copied().collect();
+        let _ = writeln!(page, "Last run: {}, on {}.\n", self.day, hosts.join(", "));
+        for column in &self.drivers {
+            let _ = writeln!(page, "- {}", column.introduce());
+        }
+        page.push_str("\n## Capabilities\n\n");
+        page.push_str(
+            "*passed*: every trial that needs it was passed. *claimed*: the driver says so, and no trial needs it yet. \
+             *type-checked*: it is written, and was never run. A number is the reason, below.\n\n",
+        );
+        let mut footnotes = Footnotes::default();
+        let hypervisors: Vec<&Column<'_>> = self.hypervisors().collect();
+        head(&mut page, "capability", &hypervisors);
+        for capability in Capability::ALL {
+            let _ = write!(
+                page,
+                "| `{}` {} |",
+                capability.as_str(),
+                capability.describe()
+            );
+            for column in &hypervisors {
+                let (word, reason) = self.verdict(*capability, column);
+                let note = reason.map_or_else(String::new, |reason| {
+                    format!(" ({})", footnotes.number(&reason))
+                });
+                let _ = write!(page, " {word}{note} |");
+            }
+            page.push('\n');
+        }
+        footnotes.print(&mut page);
+        self.trials(&mut page);
+        page
+    }
+
+    /// Makes the table of the README: what each hypervisor can do, in one word.
+    pub fn summary(&self) -> String {
+        let hypervisors: Vec<&Column<'_>> = self.hypervisors().collect();
+        let mut table = String::new();
+        head(&mut table, "", &hypervisors);
+        for capability in Capability::ALL {
+            let _ = write!(table, "| {} |", capability.describe().trim_end_matches('.'));
+            for column in &hypervisors {
+                let _ = write!(table, " {} |", self.verdict(*capability, column).0);
+            }
+            table.push('\n');
+        }
+        table
+    }
+
+    fn trials(&self, page: &mut String) {
+        page.push_str("\n## Trials\n\n");
+        page.push_str(
+            "The drivers `fake` and `fake-poor` are doubles for tests, stricter than a hypervisor: they run no guest.\n\n",
+        );
+        let ran: Vec<&Column<'_>> = self
+            .drivers
+            .iter()
+            .filter(|column| column.evidence != Evidence::TypeChecked)
+            .collect();
+        let mut footnotes = Footnotes::default();
+        head(page, "trial", &ran);
+        for trial in TRIALS {
+            let _ = write!(page, "| {} |", trial.name.replace('_', " "));
+            for column in &ran {
+                let outcome = self.outcomes.get(&(trial.name, &*column.report.driver));
+                let _ = match outcome {
+                    None => write!(page, " – |"),
+                    Some(Outcome::Passed) => write!(page, " passed |"),
+                    Some(Outcome::Failed(_)) => write!(page, " **failed** |"),
+                    Some(Outcome::Skipped(why)) => {
+                        write!(page, " not run ({}) |", footnotes.number(why))
+                    }
+                };
+            }
+            page.push('\n');
+        }
+        footnotes.print(page);
+    }
+
+    /// Tells in a word whether a driver can do something, and the reason if it can't.
+    fn verdict(
+        &self,
+        capability: Capability,
+        column: &Column<'_>,
+    ) -> (&'static str, Option<String>) {
+        if !column.report.usable {
+            return ("not run", None);
+        }
+        let entry = column
+            .report
+            .capabilities
+            .iter()
+            .find(|entry| entry.capability == capability);
+        match entry {
+            None => return ("not told", None),
+            Some(entry) => {
+                if let Some(lacking) = &entry.lacking {
+                    return ("no", Some(lacking.clone()));
+                }
+            }
+        }
+        if column.evidence == Evidence::TypeChecked {
+            return ("type-checked", None);
+        }
+        let told: Vec<&&Outcome> = TRIALS
+            .iter()
+            .filter(|trial| trial.needs.contains(&Need::Can(capability)))
+            .filter_map(|trial| self.outcomes.get(&(trial.name, &*column.report.driver)))
+            .collect();
+        let any = |which: fn(&Outcome) -> bool| told.iter().any(|outcome| which(outcome));
+        if any(|outcome| matches!(outcome, Outcome::Failed(_))) {
+            ("**failed**", None)
+        } else if any(|outcome| matches!(outcome, Outcome::Passed)) {
+            ("passed", None)
+        } else {
+            ("claimed", None)
+        }
+    }
+}
+
+impl Column<'_> {
+    fn introduce(&self) -> String {
+        let report = self.report;
+        let name = &report.driver;
+        match self.evidence {
+            Evidence::TypeChecked => {
+                format!("`{name}`: type-checked, not run: nobody has tried it on a Mac")
+            }
+            Evidence::Double => format!("`{name}`: a double for tests"),
+            Evidence::Trials if !report.usable => {
+                format!("`{name}`: not run{}", notes(report))
+            }
+            Evidence::Trials => format!(
+                "`{name}` {}, CPUs run by {}{}",
+                report.version.as_deref().unwrap_or("of unknown version"),
+                report.accel.as_deref().unwrap_or("nothing"),
+                notes(report)
+            ),
+        }
+    }
+}
+
+fn head(page: &mut String, first: &str, columns: &[&Column<'_>]) {
+    let names: Vec<String> = columns
         .iter()
-        .map(|record| record.time.get(..10).unwrap_or_default())
-        .max()
-        .unwrap_or("never");
-    let hosts: Vec<&str> = hosts.iter().map(|host| host.as_str()).collect();
-    let _ = writeln!(page, "Last run: {day}, on {}.\n", hosts.join(", "));
-    for (name, report) in &reports {
-        let version = report.version.as_deref().unwrap_or("of unknown version");
-        let accel = report.accel.as_deref().unwrap_or("nothing");
-        let _ = writeln!(
-            page,
-            "- `{name}` {version}, CPUs run by {accel}{}",
-            notes(report)
-        );
-    }
-    page.push_str(
-        "\nThe drivers `fake` and `fake-poor` are doubles for tests: they run no guest and are not in the product. What Apple's \
-         Virtualization.framework can do is type-checked, not run, and so is not here.\n",
+        .map(|column| format!(" {} |", column.report.driver))
+        .collect();
+    let _ = writeln!(
+        page,
+        "| {first} |{}\n|---|{}",
+        names.concat(),
+        "---|".repeat(columns.len())
     );
-    page.push_str("\n## Capabilities\n\n");
-    page.push_str("*passed*: every trial that needs it was passed. *claimed*: the driver says so, and no trial needs it yet.\n\n");
-    let head = |page: &mut String, first: &str| {
-        let names: Vec<String> = drivers
-            .iter()
-            .map(|driver| format!(" {driver} |"))
-            .collect();
-        let _ = writeln!(
-            page,
-            "| {first} |{}\n|---|{}",
-            names.concat(),
-            "---|".repeat(drivers.len())
-        );
-    };
-    head(&mut page, "capability");
-    for capability in Capability::ALL {
-        let cells: Vec<String> = drivers
-            .iter()
-            .map(|driver| {
-                format!(
-                    " {} |",
-                    capability_cell(*capability, driver, &reports, &outcomes)
-                )
-            })
-            .collect();
-        let _ = writeln!(
-            page,
-            "| `{}` {} |{}",
-            capability.as_str(),
-            capability.describe(),
-            cells.concat()
-        );
-    }
-    page.push_str("\n## Trials\n\n");
-    head(&mut page, "trial");
-    for trial in TRIALS {
-        let cells: Vec<String> = drivers
-            .iter()
-            .map(|driver| match outcomes.get(&(trial.name, *driver)) {
-                None => " not run |".to_owned(),
-                Some(Outcome::Passed) => " passed |".to_owned(),
-                Some(Outcome::Failed(_)) => " **failed** |".to_owned(),
-                Some(Outcome::Skipped(why)) => format!(" not run: {} |", cell(why)),
-            })
-            .collect();
-        let _ = writeln!(
-            page,
-            "| {} |{}",
-            trial.name.replace('_', " "),
-            cells.concat()
-        );
-    }
-    page
 }
 
 fn notes(report: &DriverReport) -> String {
@@ -197,45 +366,6 @@ fn notes(report: &DriverReport) -> String {
 /// A text that does not end its cell.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
-}
-
-fn capability_cell(
-    capability: Capability,
-    driver: &str,
-    reports: &BTreeMap<&str, &DriverReport>,
-    outcomes: &BTreeMap<(&str, &str), &Outcome>,
-) -> String {
-    let entry = reports[driver]
-        .capabilities
-        .iter()
-        .find(|entry| entry.capability == capability);
-    match entry {
-        None => return "not told".to_owned(),
-        Some(entry) => {
-            if let Some(lacking) = &entry.lacking {
-                return format!("no: {}", cell(lacking));
-            }
-        }
-    }
-    let needing = TRIALS
-        .iter()
-        .filter(|trial| trial.needs.contains(&Need::Can(capability)));
-    let told: Vec<&&Outcome> = needing
-        .filter_map(|trial| outcomes.get(&(trial.name, driver)))
-        .collect();
-    if told
-        .iter()
-        .any(|outcome| matches!(outcome, Outcome::Failed(_)))
-    {
-        "**failed**".to_owned()
-    } else if told
-        .iter()
-        .any(|outcome| matches!(outcome, Outcome::Passed))
-    {
-        "passed".to_owned()
-    } else {
-        "claimed".to_owned()
-    }
 }
 
 #[cfg(test)]
@@ -295,7 +425,12 @@ mod tests {
         let mut read = read(directory.path()).unwrap();
         read.sort_by_key(|record| records.iter().position(|other| other == record));
         assert_eq!(read, records);
-        let page = page(&records);
+        let unrun = [DriverReport {
+            driver: "unrun".to_owned(),
+            ..records[0].report.clone()
+        }];
+        let matrix = Matrix::new(&records, &unrun);
+        let page = matrix.page();
         let line = |start: &str| {
             page.lines()
                 .find(|line| line.starts_with(start))
@@ -303,12 +438,19 @@ mod tests {
                 .to_owned()
         };
         assert!(
-            line("| `adoption`").ends_with("| passed | **failed** |"),
+            line("| `adoption`").ends_with("| passed | **failed** | type-checked |"),
             "{page}"
         );
-        assert!(line("| `sandbox`").ends_with("| no: no \\| here | no: no \\| here |"));
-        assert!(line("| `entropy`").ends_with("| claimed | claimed |"));
-        assert!(line("| commands give their codes").ends_with("| not run: no agent | not run |"));
+        assert!(line("| `sandbox`").ends_with("| no (1) | no (1) | no (1) |"));
+        assert!(page.contains("\n1. no \\| here\n"));
+        assert!(line("| `entropy`").ends_with("| claimed | claimed | type-checked |"));
+        assert!(line("| commands give their codes").ends_with("| not run (1) | – |"));
+        assert!(page.contains("\n1. no agent\n"));
         assert!(page.contains("type-checked, not run"));
+        assert!(
+            matrix
+                .summary()
+                .contains("| Gives the guest random numbers | claimed | claimed | type-checked |")
+        );
     }
 }

@@ -3,8 +3,10 @@
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
+use innkeeper::drivers::vz::VzHost;
 use innkeeper::progress::{Progress, Update};
 use innkeeper::spec::{BootSpec, VmSpec};
+use innkeeper::testing::matrix::Matrix;
 use innkeeper_testbed::host_from_environment;
 
 pub(crate) fn main() -> ExitCode {
@@ -12,7 +14,8 @@ pub(crate) fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["listen", port] => return listen(port),
-        ["matrix", directory] => return matrix(directory),
+        ["matrix", directory] => return matrix(directory, |matrix| matrix.page()),
+        ["summary", directory] => return matrix(directory, |matrix| matrix.summary()),
         _ => {}
     }
     let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -80,11 +83,12 @@ async fn run(words: &[&str]) -> Result<(), (u8, String)> {
     }
 }
 
-/// Prints the page on drivers that the records in a directory make.
-fn matrix(directory: &str) -> ExitCode {
-    let page = innkeeper::testing::matrix::read(directory.as_ref())
-        .map(|records| innkeeper::testing::matrix::page(&records));
-    let printed = page.and_then(|page| std::io::stdout().write_all(page.as_bytes()));
+/// Prints what the records in a directory say of the drivers.
+fn matrix(directory: &str, form: fn(&Matrix<'_>) -> String) -> ExitCode {
+    let unrun = [VzHost::newest().report("vz")];
+    let printed = innkeeper::testing::matrix::read(directory.as_ref())
+        .map(|records| form(&Matrix::new(&records, &unrun)))
+        .and_then(|page| std::io::stdout().write_all(page.as_bytes()));
     match printed {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -44,6 +44,20 @@ impl VzHost {
         }
     }
 
+    /// What a Mac is that lacks nothing: Apple silicon with the newest macOS that the driver knows. It stands for what is written, not for
+    /// what was run.
+    pub fn newest() -> Self {
+        VzHost {
+            macos: (26, 0),
+            build: String::new(),
+            arch: "arm64".to_owned(),
+            cpus: (1, u32::MAX),
+            memory: (0, u64::MAX),
+            nested: true,
+            unusable: None,
+        }
+    }
+
     /// Tells why no machine can run here, if none can.
     pub fn unusable(&self) -> Option<String> {
         self.unusable.clone().or_else(|| {

@@ -358,28 +358,30 @@ pub(super) async fn cpus_are_given_while_it_runs(context: &Context) -> Verdict {
 }
 
 pub(super) async fn memory_is_given_while_it_runs(context: &Context) -> Verdict {
+    /// Every hypervisor adds memory in steps of this many bytes, or in smaller ones.
+    const STEP: u64 = 128 << 20;
     let name = "swells";
     let mut spec = context.spec();
     let start = spec.memory.get();
     let mib = |bytes: u64| format!("{}MiB", bytes >> 20);
-    spec.max_memory = Some(Bytes::new(start * 4));
+    spec.max_memory = Some(Bytes::new(start + 2 * STEP));
     context.create(name, spec).await?;
     context.start(name).await?;
     if context.setup.guest.has(Part::Agent).is_ok() {
         context.wait_ready(name).await?;
     }
-    let change = set(context, name, "memory", &mib(start * 2)).await?;
+    let change = set(context, name, "memory", &mib(start + STEP)).await?;
     now(&change, "memory")?;
     let info = context.host.info(name).await?;
     require!(
-        info.memory_bytes == start * 2 && info.restart_required.is_empty(),
+        info.memory_bytes == start + STEP && info.restart_required.is_empty(),
         "it tells {} bytes, {:?}",
         info.memory_bytes,
         info.restart_required
     );
     let edits = [
-        ("max_memory".to_owned(), Some(mib(start * 8))),
-        ("memory".to_owned(), Some(mib(start * 8))),
+        ("max_memory".to_owned(), Some(mib(start + 4 * STEP))),
+        ("memory".to_owned(), Some(mib(start + 4 * STEP))),
     ];
     let change = context.host.set(name, &edits, false).await?;
     require!(

@@ -24,6 +24,8 @@ pub enum Part {
     Processes,
     /// Something in its memory that can be looked at.
     Memory,
+    /// An operating system: it follows the power button, and takes devices and gives them back while it runs.
+    System,
     /// Something at its consoles that says back what is typed.
     Echo,
 }
@@ -234,6 +236,7 @@ impl Guest for PvhGuest {
             Part::Console => "console that a command can write to",
             Part::Processes => "processes",
             Part::Memory => "way to tell what is in its memory",
+            Part::System => "operating system",
             Part::Echo => "program at its consoles",
         };
         Err(format!("the PVH test guest has no {what}"))
@@ -327,7 +330,7 @@ impl Guest for FakeGuest {
         match part {
             Part::Agent => self.agent.clone(),
             Part::Mounts => Err("the fake's guest is this computer and mounts nothing".to_owned()),
-            Part::Console | Part::Memory | Part::Echo => Ok(()),
+            Part::Console | Part::Memory | Part::System | Part::Echo => Ok(()),
             Part::Network => self.network.clone(),
             Part::Processes => {
                 Err("the fake's guest is this computer, whose processes are not saved".to_owned())

@@ -147,7 +147,7 @@ macro_rules! trials {
 use Act::{Exit, Hang, LetGo, Mute, Panic, PowerOff, Reboot};
 use Capability as C;
 use Need::{Can, Does, Has, Says};
-use Part::{Agent, Console, Echo, Memory, Mounts, Network, Processes};
+use Part::{Agent, Console, Echo, Memory, Mounts, Network, Processes, System};
 use Word::{
     ButtonOnly, Deaf, FailingLaunch, FailingRestore, FailingResume, FailingSave, Grips, LockedTray,
     NoButton, SlowLaunch, SlowRestore, SlowSave,
@@ -202,11 +202,11 @@ pub const TRIALS: &[Trial] = trials![
     changes::a_cancelled_create_leaves_nothing [],
     changes::two_creates_at_once_make_one_vm [],
     changes::a_port_in_use_is_told_before_anything_starts [Can(C::PortForward), Has(Network)],
-    lifetime::a_vm_ends_after_its_time_to_live [],
+    lifetime::a_vm_ends_after_its_time_to_live [Has(System)],
     lifetime::a_paused_vm_ends_after_its_time_to_live [Can(C::Pause)],
-    lifetime::a_time_to_live_that_was_added_holds_at_once [],
-    lifetime::an_adopted_vm_ends_after_its_time_to_live [Can(C::Adoption)],
-    lifetime::a_vm_whose_time_passed_without_a_keeper_ends_when_one_comes [Can(C::Adoption)],
+    lifetime::a_time_to_live_that_was_added_holds_at_once [Has(System)],
+    lifetime::an_adopted_vm_ends_after_its_time_to_live [Has(System), Can(C::Adoption)],
+    lifetime::a_vm_whose_time_passed_without_a_keeper_ends_when_one_comes [Has(System), Can(C::Adoption)],
     absence::what_a_driver_lacks_is_refused_by_its_field [],
     absence::what_a_driver_lacks_is_refused_at_start_after_an_edit [],
     consoles::consoles_say_back_what_is_typed [Can(C::Consoles), Has(Echo), Has(Agent)],
@@ -254,8 +254,8 @@ pub const TRIALS: &[Trial] = trials![
     saving::suspends_and_starts_dropped_midway_leave_order [Has(Memory), Can(C::Suspend)],
     saving::of_two_suspends_at_once_both_tell_the_truth [Has(Memory), Can(C::Suspend)],
     saving::a_suspend_and_a_start_tell_every_change [Has(Memory), Can(C::Suspend)],
-    devices::a_disk_is_attached_and_detached_twice [Can(C::DiskHotplug)],
-    devices::an_attached_disk_outlives_the_keeper [Can(C::DiskHotplug), Can(C::Adoption)],
+    devices::a_disk_is_attached_and_detached_twice [Has(System), Can(C::DiskHotplug)],
+    devices::an_attached_disk_outlives_the_keeper [Has(System), Can(C::DiskHotplug), Can(C::Adoption)],
     devices::a_disk_that_the_guest_holds_goes_when_it_lets_go [Can(C::DiskHotplug), Says(Grips), Does(LetGo)],
     devices::a_guest_that_does_not_let_go_is_told_in_time [Can(C::DiskHotplug), Says(Grips), Does(LetGo)],
     devices::a_medium_is_inserted_changed_and_ejected [Can(C::Drive)],
