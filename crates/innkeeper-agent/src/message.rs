@@ -34,6 +34,7 @@ pub const FEATURES: &[&str] = &[
     "read-log",
     "ssh-host-keys",
     "bring-online",
+    "vsock",
 ];
 
 /// A protocol version.
@@ -134,6 +135,55 @@ pub enum Request {
         /// Which log.
         log: GuestLog,
     },
+    /// Joins a vsock port of the guest to the channels of a command: the answers are those of [`Request::Exec`], and the first line of
+    /// standard error is a [`VsockStatus`] in JSON. It goes by the kernel's loopback, so no vsock device is needed.
+    Vsock {
+        /// From where to where.
+        direction: VsockDirection,
+        /// Port.
+        port: u32,
+    },
+}
+
+/// Who connects to a vsock port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VsockDirection {
+    /// The agent connects to a program of the guest that listens.
+    Connect,
+    /// The agent listens, and takes one connection that a program of the guest makes (to context id 1).
+    Accept,
+}
+
+/// What came of a vsock connection by the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "vsock", rename_all = "snake_case")]
+pub enum VsockStatus {
+    /// There is one: what follows on the other channels is its bytes.
+    Connected,
+    /// There is none.
+    Failed {
+        /// What is the matter.
+        #[serde(default)]
+        problem: VsockProblem,
+        /// The guest's words, for people.
+        #[serde(default)]
+        message: String,
+    },
+}
+
+/// Why there is no vsock connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VsockProblem {
+    /// A program of the guest listens on that port.
+    InUse,
+    /// The guest's kernel has no vsock, or no loopback of it.
+    NoVsock,
+    /// Nothing listens there, or it does not answer.
+    #[default]
+    #[serde(other)]
+    Unreachable,
 }
 
 /// A command to run.

@@ -2,6 +2,8 @@
 
 /// Name of the virtio-serial port that the agent serves.
 pub const PORT_NAME: &str = "org.innkeeper.agent.0";
+/// vsock port on which the agent listens for its host where there is no such port: below 1024, so that it is root's.
+pub const VSOCK_PORT: u32 = 1021;
 /// Where a seed puts the agent's binary in a full guest.
 pub const AGENT_PATH: &str = "/usr/local/sbin/inn-agent";
 /// File name of the unit.

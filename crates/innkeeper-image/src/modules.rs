@@ -30,6 +30,7 @@ pub(crate) const LATER_MODULES: &[&str] = &[
     "virtio_rng",
     "virtiofs",
     "vmw_vsock_virtio_transport",
+    "vsock_loopback",
     "button",
     "evdev",
     "virtio_balloon",

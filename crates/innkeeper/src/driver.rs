@@ -44,6 +44,11 @@ pub trait Driver: Send + Sync {
     /// Guarantees: pure; it looks at nothing but its arguments. Every unsupported field is named, not just the first.
     fn check(&self, config: &MachineConfig, report: &DriverReport) -> Vec<Unsupported>;
 
+    /// Tells what this driver would choose for `config` among several ways, a sentence each, for `inn explain`. Pure.
+    fn choices(&self, _config: &MachineConfig, _report: &DriverReport) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Chooses the machine type to pin for a new VM: what `machine` in its config will say for its whole life.
     ///
     /// Errors: `Unsupported` if the asked one does not exist here.

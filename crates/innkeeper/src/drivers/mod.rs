@@ -11,4 +11,5 @@ pub mod qemu;
 mod start;
 mod uuid;
 mod virtiofsd;
+mod vsock;
 pub mod vz;

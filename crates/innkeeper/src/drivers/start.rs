@@ -5,9 +5,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use innkeeper_api::ErrorKind;
@@ -51,6 +53,17 @@ pub(super) struct Sidecar {
     pub(super) arguments: Vec<String>,
     /// The descriptors that it inherits.
     pub(super) descriptors: Vec<Descriptor>,
+}
+
+/// A process beside a hypervisor that can't be handed its sockets, and makes them itself: whoever connects has to wait for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SelfMade {
+    /// The process.
+    pub(super) sidecar: Sidecar,
+    /// The socket that is waited for.
+    pub(super) awaited: PathBuf,
+    /// What else it makes.
+    pub(super) others: Vec<PathBuf>,
 }
 
 /// Where a process writes.
@@ -213,6 +226,77 @@ pub(super) fn spawn(
     })?;
     // The command owns our ends of the descriptors and closes them when it is dropped here.
     command.spawn().map_err(cannot)
+}
+
+/// How long a process may take to make its sockets.
+const SOCKETS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often the kernel is asked whether a socket listens.
+const SOCKETS_LOOK: Duration = Duration::from_millis(2);
+
+/// Starts a process that makes its sockets itself, and waits until it listens. Errors: `Failure` if it ends instead, `TimedOut`.
+pub(super) async fn spawn_self_made(
+    made: &SelfMade,
+    output: Output<'_>,
+    undo: &mut Undo,
+) -> Result<Child> {
+    let path = &made.awaited;
+    for socket in std::iter::once(path).chain(&made.others) {
+        // Gone already is as good; what can't be removed is told by the process.
+        let _ = std::fs::remove_file(socket);
+        undo.sockets.push(socket.clone());
+    }
+    let Sidecar {
+        program,
+        arguments,
+        descriptors,
+    } = &made.sidecar;
+    let mut child = spawn(program, arguments, descriptors, None, output, undo)?;
+    match wait_until_it_listens(path, program, &mut child).await {
+        Ok(()) => Ok(child),
+        Err(error) => {
+            undo.children.push(child);
+            Err(error)
+        }
+    }
+}
+
+async fn wait_until_it_listens(path: &Path, program: &Path, child: &mut Child) -> Result<()> {
+    let program = program.display();
+    let listening = async {
+        // poll: the kernel says that a socket listens at this path; a connection would be taken for the hypervisor's
+        while !listens(path) {
+            tokio::time::sleep(SOCKETS_LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = listening => Ok(()),
+        status = child.wait() => {
+            let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+            Err(Error::new(ErrorKind::Failure, format!("{program} ended before it listened ({how}); see `inn logs --vmm`")))
+        }
+        () = tokio::time::sleep(SOCKETS_DEADLINE) => Err(Error::new(
+            ErrorKind::TimedOut,
+            format!("{program} did not listen at {} within {} s", path.display(), SOCKETS_DEADLINE.as_secs()),
+        )),
+    }
+}
+
+/// Returns whether a unix socket listens at a path.
+fn listens(path: &Path) -> bool {
+    /// `__SO_ACCEPTCON` in the column `Flags`. Source: proc(5), `/proc/net/unix`.
+    const LISTENS: u32 = 1 << 16;
+    let table = std::fs::read("/proc/net/unix").unwrap_or_default();
+    let is_it = |line: &[u8]| {
+        let rest = line
+            .strip_suffix(path.as_os_str().as_bytes())?
+            .strip_suffix(b" ")?;
+        let flags = std::str::from_utf8(rest).ok()?.split_whitespace().nth(3)?;
+        Some(u32::from_str_radix(flags, 16).ok()? & LISTENS != 0)
+    };
+    table
+        .split(|byte| *byte == b'\n')
+        .any(|line| is_it(line) == Some(true))
 }
 
 /// Binds a socket that listens, in place of one that was left.

@@ -75,7 +75,7 @@ impl Engine {
         }
         for driver in &self.drivers {
             let report = driver.probe().await;
-            let (machine, mut against) =
+            let (machine, mut against, choices) =
                 self.judge(driver.as_ref(), &report, bundle, identity, spec, arch)?;
             if let DriverChoice::Named(named) = &spec.driver
                 && named != driver.name()
@@ -95,6 +95,7 @@ impl Engine {
                     (AccelChoice::Auto, None) => {}
                     (asked, _) => decisions.push(format!("CPUs run by {asked}, as asked")),
                 }
+                decisions.extend(choices);
                 chosen = Some((driver.name().to_owned(), machine));
             }
             verdicts.push(DriverVerdict {
@@ -127,7 +128,7 @@ impl Engine {
         identity: &Identity,
         spec: &VmSpec,
         arch: Arch,
-    ) -> Result<(Option<String>, Vec<Unsupported>)> {
+    ) -> Result<(Option<String>, Vec<Unsupported>, Vec<String>)> {
         let asked = match &spec.machine {
             MachineChoice::Auto => None,
             MachineChoice::Named(name) => Some(name.as_str()),
@@ -157,7 +158,7 @@ impl Engine {
                 against.push(reason);
             }
         }
-        Ok((machine, against))
+        Ok((machine, against, driver.choices(&config, report)))
     }
 
     /// Returns a driver by its name.

@@ -17,6 +17,7 @@ mod exec;
 mod relay;
 mod replay;
 mod stream;
+mod vsock;
 
 pub use channel::{AgentPhase, AgentStatus, ChannelOptions, GuestChannel};
 pub use copy::CopyProgress;

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use innkeeper_agent::message::{
-    AgentEvent, Hello, Interface, Metrics, MountRequest, Readiness, ShutdownKind,
+    AgentEvent, Hello, Interface, Metrics, MountRequest, Readiness, ShutdownKind, VsockDirection,
 };
+use innkeeper_api::ErrorKind;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::readiness::CloudInit;
-use crate::driver::Machine;
+use crate::driver::{Channel, Machine};
 use crate::engine::configure::share_tag;
+use crate::error::{Error, Result};
 use crate::guest::{AgentPhase, AgentStatus, ChannelOptions, GuestChannel, relay};
 use crate::spec::ShareSpec;
 
@@ -140,6 +142,23 @@ impl AgentLink {
             channel.ready(patience).await.ok().map(|_| channel)
         };
         tokio::time::timeout(patience, reach).await.ok().flatten()
+    }
+
+    /// Joins a vsock port of a guest that has no vsock device.
+    ///
+    /// Errors: `Unreachable` if the agent does not say hello; else those of [`GuestChannel::vsock`].
+    pub(crate) async fn vsock(
+        &self,
+        direction: VsockDirection,
+        port: u32,
+    ) -> Result<Box<dyn Channel>> {
+        let Some(channel) = self.reached(ANSWER_TIMEOUT).await else {
+            return Err(Error::new(
+                ErrorKind::Unreachable,
+                "this machine has no vsock device, and the agent in the guest, which would join the port, has not said hello",
+            ));
+        };
+        Ok(Box::new(channel.vsock(direction, port).await?))
     }
 
     /// Carries one client's streams until it goes away.

@@ -145,9 +145,11 @@ fn set_up(
             .and_then(|configuration| crate::network::configure(&configuration));
         problems(result.err());
     }
-    // Disks need the rest of the modules; without any to mount nothing waits for those.
+    // Disks need the rest of the modules, and so does a host's channel that did not come up with the first; else nothing waits for those.
     let mounts: Vec<&str> = words(command_line, "inn.mount=").collect();
-    if !mounts.is_empty() {
+    let is_open = reached.try_recv().is_ok();
+    let early = !is_open || !mounts.is_empty();
+    if early {
         problems(crate::modules::load(&modules.later, command_line));
     }
     for value in &mounts {
@@ -157,14 +159,14 @@ fn set_up(
         problems(result.err());
     }
     crate::facts::BUSY.store(false, std::sync::atomic::Ordering::SeqCst);
-    if reached.recv().is_ok() {
+    if is_open || reached.recv().is_ok() {
         name_ports();
         // A guest without a console has nobody to tell.
         let _ = std::io::stdout().write_all(READY.as_bytes());
     }
     let readiness = crate::facts::readiness();
     link.push(&innkeeper_agent::message::AgentEvent::Readiness(readiness));
-    if mounts.is_empty() {
+    if !early {
         problems(crate::modules::load(&modules.later, command_line));
     }
     crate::modules::all_tried();

@@ -247,7 +247,7 @@ pub fn run(link: &Arc<Link>, port: Port, operations: &Arc<Operations>, opened: i
             read(link, &fd, operations);
             link.disconnected(operations);
         }
-        if matches!(port, Port::Unix(_)) {
+        if Port::is_used_up(&fd) {
             fd = Arc::new(port.open());
         } else {
             // Poll on a port without a host returns at once for ever: this paces the looking.

@@ -5,6 +5,7 @@
 //!  inn-agent --device PATH        serve this device
 //!  inn-agent --connect unix:PATH  serve a socket, for tests: requests that change the whole system are refused
 //!  inn-agent --print-unit         print the systemd unit
+//!  inn-agent --vsock-connect PORT, --vsock-accept PORT   join a vsock port to standard input and output (see `vsock`)
 //!  as process 1                   set the guest up (see `init`), then serve
 //! ```
 //! Threads with blocking IO: one reads the port and dispatches, one writes it, each command and copy has its own.
@@ -47,6 +48,8 @@ mod session;
 mod transfer;
 #[cfg(target_os = "linux")]
 mod users;
+#[cfg(target_os = "linux")]
+mod vsock;
 
 use std::process::ExitCode;
 

@@ -4,7 +4,9 @@ use crate::exec::Sessions;
 use crate::link::Link;
 use crate::log::say;
 use bytes::Bytes;
-use innkeeper_agent::message::{Closing, ErrorKind, Failure, GuestLog, Reply, Request};
+use innkeeper_agent::message::{
+    Closing, ErrorKind, ExecRequest, Failure, GuestLog, Reply, Request, VsockDirection,
+};
 use innkeeper_agent::mux::Incoming;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -54,6 +56,10 @@ impl Operations {
             }
         };
         let operations = Arc::clone(self);
+        let request = match request {
+            Request::Vsock { direction, port } => Request::Exec(vsock_program(direction, port)),
+            other => other,
+        };
         match request {
             Request::Exec(request) => {
                 if let Some(session) = self.sessions.prepare(stream, &request) {
@@ -181,6 +187,22 @@ impl Operations {
                 .link
                 .close(stream, &Closing::Failed(failure("read the log", &error))),
         }
+    }
+}
+
+/// The command that joins a vsock port: this very program, so that nothing else need be in the guest.
+fn vsock_program(direction: VsockDirection, port: u32) -> ExecRequest {
+    let verb = match direction {
+        VsockDirection::Connect => "--vsock-connect",
+        VsockDirection::Accept => "--vsock-accept",
+    };
+    ExecRequest {
+        argv: ["/proc/self/exe", verb, &port.to_string()]
+            .map(str::to_owned)
+            .to_vec(),
+        // A connection can't be attached again: with its host's end it ends.
+        orphan_grace_seconds: Some(0),
+        ..ExecRequest::default()
     }
 }
 

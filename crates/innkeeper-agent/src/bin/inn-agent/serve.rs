@@ -13,7 +13,14 @@ pub fn main() -> ExitCode {
         // The kernel passes unknown words of its command line as arguments; they are not ours.
         crate::init::run()
     }
-    let mut arguments = std::env::args().skip(1);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words
+        .first()
+        .is_some_and(|verb| verb.starts_with("--vsock-"))
+    {
+        return crate::vsock::program(&words);
+    }
+    let mut arguments = words.into_iter();
     let port = match (arguments.next().as_deref(), arguments.next()) {
         (None, _) => Port::Named,
         (Some("--print-unit"), None) => {
@@ -30,7 +37,7 @@ pub fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: inn-agent [--device PATH | --connect unix:PATH | --print-unit | --version]"
+                "usage: inn-agent [--device PATH | --connect unix:PATH | --print-unit | --version | --vsock-connect PORT | --vsock-accept PORT]"
             );
             return ExitCode::from(2);
         }

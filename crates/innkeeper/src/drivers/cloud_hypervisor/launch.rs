@@ -28,6 +28,7 @@ use super::wire::Ping;
 use crate::driver::MachineConfig;
 use crate::drivers::log::log_tail;
 use crate::drivers::start::{Output, Undo, open_log, require_files, spawn, take_lock};
+use crate::drivers::vsock::SocketVsock;
 use crate::error::{Error, Result};
 
 /// How long the hypervisor may take until its first answer, on a busy host.
@@ -182,7 +183,7 @@ pub(super) async fn start(plan: &Plan, config: &MachineConfig, boot_id: &str) ->
         version: ping.version,
         api: plan.api.clone(),
         events: plan.events.clone(),
-        vsock: plan.vsock.clone(),
+        vsock: SocketVsock(plan.vsock.clone()),
         sockets: undo.sockets.clone(),
         log: config.paths.vmm_log.clone(),
         workplace: plan.workplace.clone(),

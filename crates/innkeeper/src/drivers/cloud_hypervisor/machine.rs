@@ -682,6 +682,7 @@ impl Machine for CloudHypervisorMachine {
     }
 
     fn vsock(&self) -> Option<&dyn Vsock> {
-        self.shared.config.vsock.map(|_| self as &dyn Vsock)
+        let vsock = &self.shared.record.vsock;
+        self.shared.config.vsock.map(|_| vsock as &dyn Vsock)
     }
 }

@@ -25,7 +25,6 @@ mod probe;
 mod record;
 mod save;
 mod tracker;
-mod vsock;
 mod wire;
 
 use std::path::PathBuf;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::process::ProcessIdentity;
+use crate::drivers::vsock::SocketVsock;
 use crate::error::{Error, Result};
 
 /// A running Cloud Hypervisor, for whoever adopts it.
@@ -26,7 +27,7 @@ pub(super) struct Record {
     /// Pipe of events.
     pub(super) events: PathBuf,
     /// Socket of the vsock device.
-    pub(super) vsock: PathBuf,
+    pub(super) vsock: SocketVsock,
     /// Everything in the socket directory that is removed when it is gone.
     pub(super) sockets: Vec<PathBuf>,
     /// Where it writes its messages.
@@ -82,7 +83,7 @@ impl Record {
             // Gone already is as good; anything else is found by the next launch, which reports it.
             let _ = std::fs::remove_file(socket);
         }
-        super::vsock::remove_ports(&self.vsock);
+        self.vsock.remove();
         // A save that was broken off leaves what is worth nothing.
         let _ = std::fs::remove_dir_all(&self.workplace);
     }

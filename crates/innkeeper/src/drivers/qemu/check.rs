@@ -107,6 +107,29 @@ pub(super) fn check(config: &MachineConfig, host: &QemuHost) -> Vec<Unsupported>
     reasons.0
 }
 
+/// Tells how the vsock ports of a guest are reached, where they are asked for.
+pub(super) fn choices(config: &MachineConfig, host: &QemuHost) -> Vec<String> {
+    let Some(board) = Board::of(&config.machine, config.arch).filter(|_| config.vsock.is_some())
+    else {
+        return Vec::new();
+    };
+    vec![match super::fittings::vsock_daemon(config, host, board) {
+        Some((daemon, cid)) => format!(
+            "vsock by {}, the guest is context id {cid} and the host 2; such a VM can't be suspended",
+            daemon.display()
+        ),
+        None => {
+            let lacks = match &host.vsock_daemon {
+                Some(_) => "this QEMU was built without vhost-user-vsock",
+                None => "vhost-device-vsock was not found on this host",
+            };
+            format!(
+                "vsock by the agent in the guest, whose programs reach the host at context id 1, since {lacks}"
+            )
+        }
+    }]
+}
+
 /// Returns what installs QEMU for an architecture, as words for a person.
 pub(super) fn install_hint(arch: &str) -> String {
     let package = match arch {

@@ -13,7 +13,8 @@ use super::device::Device;
 use super::host::{QemuHost, TpmEmulator};
 use super::plan::Builder;
 use crate::driver::MachineConfig;
-use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, Sidecar};
+use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, SelfMade, Sidecar};
+use crate::drivers::vsock::SocketVsock;
 use crate::error::{Error, Result};
 use crate::spec::{MemoryKind, WatchdogAction};
 
@@ -27,6 +28,9 @@ pub(super) struct Fittings {
     pub(super) balloon: bool,
     /// Sockets of the consoles by name.
     pub(super) consoles: BTreeMap<String, PathBuf>,
+    /// The vsock device, if there is one.
+    #[serde(default)]
+    pub(super) vsock: Option<SocketVsock>,
     /// Root ports.
     pub(super) ports: usize,
     /// Whether the watchdog is to power the guest off, which QEMU would do without flushing disks, so that it stops the CPUs instead.
@@ -41,11 +45,11 @@ pub(super) fn memory(
     board: Board,
     added: u64,
 ) {
-    let shared = !config.shares.is_empty();
+    let shared = shares_memory(config, host, board);
     let huge = config.memory_kind == MemoryKind::Huge;
     let backend = |id: &str, size: u64| {
         let mut backend = if shared || huge {
-            // virtiofsd maps the guest's memory, so it must be shareable; otherwise plain memory is cheaper.
+            // A daemon beside QEMU maps the guest's memory, so it must be shareable; otherwise plain memory is cheaper.
             Options::new("memory-backend-memfd")
                 .set("id", id)
                 .set("size", format!("{size}B"))
@@ -134,6 +138,7 @@ pub(super) fn add(builder: &mut Builder, config: &MachineConfig, board: Board) -
     Ok(Fittings {
         balloon: config.memory_target.is_some(),
         consoles,
+        vsock: None,
         ports: 0,
         watchdog_powers_off: config.watchdog == Some(WatchdogAction::Poweroff),
     })
@@ -189,6 +194,68 @@ pub(super) fn tpm(
             role: DescriptorRole::Listener(socket),
         }],
     }))
+}
+
+/// Tells whether a daemon beside QEMU maps the guest's memory.
+pub(super) fn shares_memory(config: &MachineConfig, host: &QemuHost, board: Board) -> bool {
+    !config.shares.is_empty() || vsock_daemon(config, host, board).is_some()
+}
+
+/// Returns the daemon that is the vsock device, where one is asked for and can be had; else the guest's agent joins the ports.
+pub(super) fn vsock_daemon<'a>(
+    config: &MachineConfig,
+    host: &'a QemuHost,
+    board: Board,
+) -> Option<(&'a Path, u32)> {
+    let emulator = host.emulator(config.arch)?;
+    let device = emulator.has(&vsock_device(board));
+    let daemon = host.vsock_daemon.as_deref().filter(|_| device)?;
+    Some((daemon, config.vsock?))
+}
+
+fn vsock_device(board: Board) -> String {
+    format!("vhost-user-vsock-{}", board.bus())
+}
+
+/// Adds the vsock device, and describes the daemon behind it.
+pub(super) fn vsock(
+    builder: &mut Builder,
+    config: &MachineConfig,
+    host: &QemuHost,
+    board: Board,
+) -> Result<Option<(SelfMade, SocketVsock)>> {
+    let Some((daemon, cid)) = vsock_daemon(config, host, board) else {
+        return Ok(None);
+    };
+    let control = config.paths.sockets.join("vsock-device.sock");
+    let socket = config.paths.sockets.join("vsock.sock");
+    builder.option(
+        "-chardev",
+        Options::new("socket")
+            .set("id", "vsock")
+            .set("path", path_text(&control)?)
+            .build(),
+    );
+    builder.device(Device::new(vsock_device(board), "vsock-device").set("chardev", "vsock"));
+    let arguments = [
+        ("--guest-cid", cid.to_string()),
+        ("--socket", path_text(&control)?.to_owned()),
+        ("--uds-path", path_text(&socket)?.to_owned()),
+    ];
+    let sidecar = Sidecar {
+        program: daemon.to_owned(),
+        arguments: arguments
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .collect(),
+        descriptors: Vec::new(),
+    };
+    let made = SelfMade {
+        sidecar,
+        awaited: control,
+        others: vec![socket.clone()],
+    };
+    Ok(Some((made, SocketVsock(socket))))
 }
 
 /// Returns the path of the TPM's state; swtpm splits its options at commas and has no way to write one.

@@ -25,6 +25,9 @@ pub struct QemuHost {
     /// The program that plays a TPM.
     #[serde(default)]
     pub swtpm: Option<TpmEmulator>,
+    /// The daemon that is a guest's vsock device.
+    #[serde(default)]
+    pub vsock_daemon: Option<PathBuf>,
     /// Size in bytes of the huge pages that this host has set aside; none if it has none.
     #[serde(default)]
     pub huge_page: Option<u64>,

@@ -26,7 +26,9 @@ use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::record::{Record, log_tail};
 use super::restore::Incoming;
 use crate::driver::MachineConfig;
-use crate::drivers::start::{Output, Undo, open_log, require_files, spawn, take_lock};
+use crate::drivers::start::{
+    Output, Undo, open_log, require_files, spawn, spawn_self_made, take_lock,
+};
 use crate::error::{Error, Result};
 use crate::spec::{Bytes, ForwardSpec, Protocol};
 
@@ -89,6 +91,10 @@ pub(super) async fn launch(
         )?;
         undo.children.push(child);
     }
+    if let Some(daemon) = &plan.vsock_daemon {
+        let child = spawn_self_made(daemon, Output::both(&log), &mut undo).await?;
+        undo.children.push(child);
+    }
     let child = spawn(
         &plan.program,
         &plan.arguments,
@@ -130,8 +136,10 @@ pub(super) async fn launch(
     };
     let process = identity(child, Some(&config.paths.vmm_lock))?;
     let mut sidecars = Vec::new();
-    for sidecar in undo.children.iter().take(plan.sidecars.len()) {
-        sidecars.push(identity(sidecar, None)?);
+    if let Some((_, beside)) = undo.children.split_last() {
+        for sidecar in beside {
+            sidecars.push(identity(sidecar, None)?);
+        }
     }
     let (major, minor, micro) = qmp.version().unwrap_or_default();
     let record = Record {

@@ -29,7 +29,7 @@ use super::record::{Record, log_tail};
 use super::tracker::{Outcome, Tracker};
 use crate::driver::{
     Balloon, BlockStatistics, BlockTotals, Channel, Consoles, ExitReport, Hotplug, Machine,
-    MachineEvent, Pause, Resize, Running, Suspend,
+    MachineEvent, Pause, Resize, Running, Suspend, Vsock,
 };
 use crate::error::{Error, Result};
 
@@ -532,6 +532,11 @@ impl Machine for QemuMachine {
 
     fn consoles(&self) -> Option<&dyn Consoles> {
         Some(self)
+    }
+
+    fn vsock(&self) -> Option<&dyn Vsock> {
+        let vsock = self.shared.record.fittings.vsock.as_ref();
+        vsock.map(|vsock| vsock as &dyn Vsock)
     }
 }
 

@@ -9,6 +9,9 @@
 //!
 //! Only `probe`, `launch` and `machine` have effects. QEMU is told everything by its arguments and by QMP, and nothing that it writes
 //! for people is ever parsed. The sockets are `qmp.sock`, `agent.sock` and `serial.sock` (one client each) in the run's socket directory.
+//!
+//! A vsock device is `vhost-device-vsock`, a daemon beside QEMU; without it the guest's agent joins its ports. The kernel's own (`/dev/vhost-vsock`)
+//! is not used: its sockets on the host are every user's, and whoever listens first on a port gets what any guest sends there.
 
 mod arguments;
 mod block;
@@ -168,6 +171,12 @@ impl Driver for QemuDriver {
                 hint: Some("probe this host again".to_owned()),
             }],
         }
+    }
+
+    fn choices(&self, config: &MachineConfig, report: &DriverReport) -> Vec<String> {
+        details(report)
+            .map(|host| check::choices(config, &host))
+            .unwrap_or_default()
     }
 
     fn pin_machine(

@@ -22,7 +22,7 @@ use super::network;
 use super::ports::{Placement, Ports, port_of};
 use super::shape::Shape;
 use crate::driver::{BootConfig, DiskConfig, MachineConfig};
-use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, Sidecar};
+use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, SelfMade, Sidecar};
 use crate::drivers::uuid::uuid;
 use crate::error::{Error, Result};
 use crate::spec::{DiskBus, DiskFormat, MemoryKind};
@@ -41,6 +41,8 @@ pub(super) struct Plan {
     pub(super) descriptors: Vec<Descriptor>,
     /// Processes that are started before it and end with it.
     pub(super) sidecars: Vec<Sidecar>,
+    /// The process that is the vsock device, if there is one; it is one of those too.
+    pub(super) vsock_daemon: Option<SelfMade>,
     /// File that is copied before the start if its destination does not exist: template, destination.
     pub(super) variables: Option<(PathBuf, PathBuf)>,
     /// How CPUs are run: `kvm`, `hvf`, `tcg`.
@@ -126,7 +128,8 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost, placement: &Placemen
     };
 
     basics(&mut builder, config, host, emulator)?;
-    machine(&mut builder, config, board, &accelerator);
+    let shared = fittings::shares_memory(config, host, board);
+    machine(&mut builder, config, board, &accelerator, shared);
     for cpu in &placement.added_cpus {
         builder.option("-device", cpu.arguments()?.to_string());
     }
@@ -151,6 +154,11 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost, placement: &Placemen
     let mut sidecars = shares(&mut builder, config, board, host)?;
     let swtpm = host.swtpm.as_ref();
     sidecars.extend(fittings::tpm(&mut builder, config, board, swtpm)?);
+    let mut vsock_daemon = None;
+    if let Some((daemon, vsock)) = fittings::vsock(&mut builder, config, host, board)? {
+        vsock_daemon = Some(daemon);
+        fittings.vsock = Some(vsock);
+    }
     let lock = config.paths.vmm_lock.clone();
     builder.descriptor(DescriptorRole::Lock(lock));
 
@@ -160,6 +168,7 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost, placement: &Placemen
         arguments: builder.arguments,
         descriptors: builder.descriptors,
         sidecars,
+        vsock_daemon,
         variables,
         accelerator,
         power_button: board.has_power_button(),
@@ -247,7 +256,13 @@ fn basics(
     Ok(())
 }
 
-fn machine(builder: &mut Builder, config: &MachineConfig, board: Board, accelerator: &str) {
+fn machine(
+    builder: &mut Builder,
+    config: &MachineConfig,
+    board: Board,
+    accelerator: &str,
+    shared: bool,
+) {
     let mut machine = Options::new(&config.machine);
     for (key, value) in board.properties(accelerator) {
         machine = machine.set(key, value);
@@ -257,7 +272,7 @@ fn machine(builder: &mut Builder, config: &MachineConfig, board: Board, accelera
             .set("pflash0", "uefi-code")
             .set("pflash1", "uefi-variables");
     }
-    if !config.shares.is_empty() || config.memory_kind == MemoryKind::Huge {
+    if shared || config.memory_kind == MemoryKind::Huge {
         machine = machine.set("memory-backend", "memory");
     }
     if secure_boot(config) {

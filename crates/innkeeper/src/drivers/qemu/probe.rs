@@ -33,10 +33,13 @@ use crate::spec::Arch;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Version of the cache file's meaning.
-const CACHE_VERSION: u32 = 4;
+const CACHE_VERSION: u32 = 5;
 
 /// Name of the program that plays a TPM.
 const SWTPM: &str = "swtpm";
+
+/// Name of the daemon that is a vsock device.
+const VSOCK_DAEMON: &str = "vhost-device-vsock";
 
 /// Where Linux tells of its huge pages.
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
@@ -45,7 +48,7 @@ const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 const MACHINE_LIMIT: usize = 512;
 
 /// Devices that are asked for: what is not among those of an emulator is refused by `check`.
-const DEVICES: [&str; 14] = [
+const DEVICES: [&str; 16] = [
     "i6300esb",
     "nvme",
     "pcie-root-port",
@@ -56,6 +59,8 @@ const DEVICES: [&str; 14] = [
     "tpm-tis-device",
     "usb-bot",
     "usb-storage",
+    "vhost-user-vsock-device",
+    "vhost-user-vsock-pci",
     "virtserialport",
     "virtio-balloon-device",
     "virtio-mem-pci",
@@ -142,7 +147,7 @@ fn cache_key(options: &QemuOptions, programs: &[(Arch, PathBuf)]) -> CacheKey {
     let tpm: Vec<PathBuf> = options
         .path
         .iter()
-        .map(|directory| directory.join(SWTPM))
+        .flat_map(|directory| [directory.join(SWTPM), directory.join(VSOCK_DAEMON)])
         .collect();
     let huge = [PathBuf::from(HUGE_PAGES)];
     let looked_at = programs
@@ -218,6 +223,7 @@ async fn ask(options: &QemuOptions, programs: &[(Arch, PathBuf)]) -> QemuHost {
         acceleration,
         virtiofsd,
         swtpm,
+        vsock_daemon: find_vsock_daemon(options),
         huge_page: huge_page(),
         nested: nested(),
         tsc_khz: counter.await.unwrap_or_default(),
@@ -394,6 +400,15 @@ async fn find_swtpm(options: &QemuOptions) -> Option<TpmEmulator> {
     })
 }
 
+/// Finds the daemon that is a vsock device; it serves on Linux alone.
+fn find_vsock_daemon(options: &QemuOptions) -> Option<PathBuf> {
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
+    let mut candidates = options.path.iter().map(|path| path.join(VSOCK_DAEMON));
+    candidates.find(|path| path.is_file())
+}
+
 /// Returns the size of the huge pages that are set aside, if any are: the smallest, of which most are usually there.
 fn huge_page() -> Option<u64> {
     // Source: kernel documentation, `admin-guide/mm/hugetlbpage.rst`: `hugepages-<size>kB/nr_hugepages`.
@@ -477,6 +492,13 @@ pub(super) fn report(host: &QemuHost) -> DriverReport {
             } else {
                 "apt-get install ovmf".to_owned()
             },
+        });
+    }
+    if usable && host.vsock_daemon.is_none() && cfg!(target_os = "linux") {
+        needs.push(Need {
+            what: VSOCK_DAEMON.to_owned(),
+            without: "a vsock device in guests: the agent joins their ports, and their programs reach the host at context id 1 instead of 2".to_owned(),
+            fix: format!("cargo install {VSOCK_DAEMON}, into a directory of PATH"),
         });
     }
     DriverReport {
@@ -579,10 +601,6 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
                 emulator.has("i6300esb"),
                 "this QEMU was built without the watchdog i6300esb",
             ),
-            Capability::Vsock => Some(
-                "the QEMU driver has no vsock: it reaches guests by a channel of its own"
-                    .to_owned(),
-            ),
             Capability::Sandbox => missing(emulator.sandbox, "this QEMU was built without seccomp"),
             Capability::BootDirect
             | Capability::PinnedMachine
@@ -591,6 +609,8 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
             | Capability::NetworkUser
             | Capability::PortForward
             | Capability::AgentChannel
+            // Without the daemon the guest's agent joins the ports.
+            | Capability::Vsock
             | Capability::SerialLog
             | Capability::ShutdownTold
             | Capability::RebootTold

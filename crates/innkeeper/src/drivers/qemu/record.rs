@@ -84,5 +84,8 @@ impl Record {
             // Gone already is as good; anything else is found by the next launch, which reports it.
             let _ = std::fs::remove_file(socket);
         }
+        if let Some(vsock) = &self.fittings.vsock {
+            vsock.remove();
+        }
     }
 }

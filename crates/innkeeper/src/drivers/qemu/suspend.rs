@@ -285,6 +285,12 @@ impl Suspend for QemuMachine {
                 reason: "a VM with a shared folder can't be saved: what its virtiofsd knows of open files is in no file".to_owned(),
                 hint: Some("stop it instead, or remove the shares while it is off".to_owned()),
             }
+        } else if has("vhost-user-vsock") {
+            Unsupported {
+                field: "vsock".to_owned(),
+                reason: "a VM with a vsock device can't be saved: what its vhost-device-vsock knows of open connections is in no file".to_owned(),
+                hint: Some("stop it instead, or set `vsock=false` while it is off: then its agent joins the ports".to_owned()),
+            }
         } else if has("nvme") {
             Unsupported {
                 field: "disks".to_owned(),

@@ -20,6 +20,7 @@ mod telling;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use innkeeper_agent::message::VsockDirection;
 use innkeeper_api::{
     Accepted, Admission, ApplyOutcome, ApplyRequest, ErrorKind, EventKind, RestartRequest,
     StopOutcome, StopRequest, StoppedBy, VmInfo, VmState, VmStats,
@@ -339,9 +340,10 @@ impl Actor {
         };
         let no_console = lacking("consoles that can be opened")
             .with_hint("see `inn drivers`; what its first serial port wrote is in `inn logs`");
-        let no_vsock = lacking("vsock device").with_hint(
+        let no_vsock = lacking("vsock device, and no channel to an agent").with_hint(
             "set `vsock=true` and restart it; `inn explain` tells whether its driver can",
         );
+        let agent = self.agent.borrow().clone();
         tokio::spawn(async move {
             let opened = async {
                 match door {
@@ -349,9 +351,19 @@ impl Actor {
                         let consoles = machine.consoles().ok_or(no_console)?;
                         consoles.open(&name).await
                     }
-                    Door::Vsock(port) => machine.vsock().ok_or(no_vsock)?.connect(port).await,
+                    Door::Vsock(port) => match machine.vsock() {
+                        Some(vsock) => vsock.connect(port).await,
+                        None => {
+                            let agent = agent.ok_or(no_vsock)?;
+                            agent.vsock(VsockDirection::Connect, port).await
+                        }
+                    },
                     Door::VsockListen(port) => {
-                        let mut connections = machine.vsock().ok_or(no_vsock)?.listen(port).await?;
+                        let Some(vsock) = machine.vsock() else {
+                            let agent = agent.ok_or(no_vsock)?;
+                            return agent.vsock(VsockDirection::Accept, port).await;
+                        };
+                        let mut connections = vsock.listen(port).await?;
                         connections
                             .recv()
                             .await

@@ -1,11 +1,11 @@
-//! Sockets of the guest: Cloud Hypervisor's vsock device is a unix socket on the host.
+//! Sockets of the guest where its vsock device is a unix socket on the host: Cloud Hypervisor's own, and that of QEMU's daemon.
 //!
 //! ```text
 //!  host to guest:  connect to SOCKET, say "CONNECT PORT\n", read "OK NUMBER\n"; then bytes
-//!  guest to host:  Cloud Hypervisor connects to SOCKET_PORT, where we listen
+//!  guest to host:  the device connects to SOCKET_PORT, where we listen
 //! ```
 //!
-//! Source: Cloud Hypervisor `docs/vsock.md`.
+//! Source: Cloud Hypervisor `docs/vsock.md`; rust-vmm `vhost-device-vsock/README.md`. Both are of Firecracker's making.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use innkeeper_api::ErrorKind;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
-use super::machine::CloudHypervisorMachine;
 use crate::driver::{Channel, Vsock};
 use crate::error::{Error, Result};
 
@@ -31,11 +31,23 @@ const LONGEST_ANSWER: usize = 32;
 /// Connections of the guest that wait to be taken.
 const WAITING: usize = 16;
 
+/// A vsock device by the socket of its host's side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct SocketVsock(pub(super) PathBuf);
+
+impl SocketVsock {
+    /// Removes what is left of a device that is gone.
+    pub(super) fn remove(&self) {
+        let _ = std::fs::remove_file(&self.0);
+        remove_ports(&self.0);
+    }
+}
+
 #[async_trait]
-impl Vsock for CloudHypervisorMachine {
+impl Vsock for SocketVsock {
     async fn connect(&self, port: u32) -> Result<Box<dyn Channel>> {
-        let socket = &self.shared.record.vsock;
-        let connected = tokio::time::timeout(DEADLINE, connect(socket, port)).await;
+        let connected = tokio::time::timeout(DEADLINE, connect(&self.0, port)).await;
         let unreachable = |source: io::Error| {
             Error::new(
                 ErrorKind::Unreachable,
@@ -51,7 +63,7 @@ impl Vsock for CloudHypervisorMachine {
     }
 
     async fn listen(&self, port: u32) -> Result<mpsc::Receiver<Box<dyn Channel>>> {
-        let path = port_path(&self.shared.record.vsock, port);
+        let path = port_path(&self.0, port);
         if UnixStream::connect(&path).await.is_ok() {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -95,7 +107,7 @@ fn port_path(socket: &Path, port: u32) -> PathBuf {
 }
 
 /// Removes the sockets of ports that processes before us listened on.
-pub(super) fn remove_ports(socket: &Path) {
+fn remove_ports(socket: &Path) {
     let (Some(directory), Some(name)) = (socket.parent(), socket.file_name()) else {
         return;
     };
