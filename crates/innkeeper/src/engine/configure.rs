@@ -17,7 +17,7 @@ use crate::spec::{
 use crate::store::{Bundle, Identity};
 
 /// Port of a guest's SSH server.
-const SSH: u16 = 22;
+pub(crate) const SSH: u16 = 22;
 
 /// Resolves a VM for its driver.
 ///
@@ -145,6 +145,10 @@ fn init_words(name: &str, identity: &Identity, spec: &VmSpec) -> Result<Vec<Stri
     let hostname = spec.seed.hostname.as_deref().unwrap_or(name);
     let mut words = vec![format!("inn.hostname={hostname}")];
     for (index, mac) in identity.macs.iter().enumerate() {
+        if identity.dhcp {
+            words.push(format!("inn.net={mac},dhcp"));
+            continue;
+        }
         let plan = user_network(index)?;
         words.push(format!(
             "inn.net={mac},{}/{},{},{}",

@@ -85,6 +85,7 @@ impl Engine {
         let choice = self.choose(half.destination(), &identity, &spec).await?;
         identity.driver = choice.driver;
         identity.machine = choice.machine;
+        identity.suit(&self.driver(&identity.driver)?.probe().await);
         let bundle = half.bundle();
         std::fs::create_dir(bundle.path("log"))
             .and_then(|()| std::fs::create_dir(bundle.path("disks")))
@@ -236,6 +237,7 @@ impl Engine {
             image: image.map(|image| pinned_image(image, spec)),
             macs,
             ssh_port: if has_ssh { Some(free_port()?) } else { None },
+            dhcp: false,
             boot: image.and_then(|image| self.pinned_boot(image, spec)),
             disks: Vec::new(),
             seed: false,

@@ -144,11 +144,12 @@ impl Engine {
                 }],
             ),
         };
-        let identity = Identity {
+        let mut identity = Identity {
             machine: machine.clone().unwrap_or_default(),
             disks: with_disks_to_come(identity, spec),
             ..identity.clone()
         };
+        identity.suit(report);
         let sockets = self.root.socket_directory(&identity.id);
         let config = configure(bundle, &identity, spec, sockets, identity.ssh_port)?;
         for reason in driver.check(&config, report) {

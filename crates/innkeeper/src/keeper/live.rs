@@ -1,9 +1,12 @@
 //! What is told of a VM, made from its files and, while it runs, from what its keeper sees.
 
+use std::net::Ipv4Addr;
+
 use innkeeper_api::{
     AgentInfo, AgentState, DiskInfo, ForwardInfo, NicInfo, ShareInfo, SshInfo, VmInfo,
 };
 
+use crate::engine::configure;
 use crate::machine::{Operation, Power, Readiness, word};
 use crate::spec::{self, Protocol, VmSpec};
 use crate::store::{Bundle, Identity, RecordedPower};
@@ -134,15 +137,28 @@ pub(crate) fn describe(
 }
 
 fn ssh(identity: &Identity, spec: &VmSpec, live: &Live, key: &SshKey) -> Option<SshInfo> {
-    let port = live.ssh_port.or(identity.ssh_port)?;
     let image = identity.image.as_ref()?;
     let user = spec.seed.user.clone().or_else(|| image.user.clone())?;
+    let (host, port) = match live.ssh_port.or(identity.ssh_port) {
+        Some(port) => ("127.0.0.1".to_owned(), port),
+        // Where nothing is forwarded, the guest is reached by its own address, once the agent has told it.
+        None => (guest_address(identity, live)?, configure::SSH),
+    };
     Some(SshInfo {
-        host: "127.0.0.1".to_owned(),
+        host,
         port,
         user,
         identity_file: key.0.display().to_string(),
     })
+}
+
+/// The address at which the guest's SSH server is reached, if this computer is on its network.
+fn guest_address(identity: &Identity, live: &Live) -> Option<String> {
+    let reachable = identity.dhcp && identity.image.as_ref()?.cloud_init;
+    live.addresses
+        .iter()
+        .find(|address| reachable && address.parse::<Ipv4Addr>().is_ok())
+        .cloned()
 }
 
 fn disks(bundle: &Bundle, identity: &Identity, spec: &VmSpec) -> Vec<DiskInfo> {

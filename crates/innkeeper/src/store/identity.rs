@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use innkeeper_api::{Capability, DriverReport};
 use innkeeper_net::MacAddr;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,9 @@ pub struct Identity {
     /// Port on this host's loopback that leads to the guest's SSH server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_port: Option<u16>,
+    /// Whether the guest asks its network for addresses, because its driver does not know them before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dhcp: bool,
     /// Kernel of the image, for a direct boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<PinnedBoot>,
@@ -35,6 +39,22 @@ pub struct Identity {
     pub disks: Vec<IdentityDisk>,
     /// Whether `seed.img` is attached.
     pub seed: bool,
+}
+
+impl Identity {
+    /// Makes it as a driver needs it: what the driver's network can't do is done another way.
+    pub fn suit(&mut self, report: &DriverReport) {
+        let can = |capability| {
+            report
+                .capabilities
+                .iter()
+                .any(|entry| entry.capability == capability && entry.lacking.is_none())
+        };
+        self.dhcp = !can(Capability::NetworkAddresses);
+        if !can(Capability::PortForward) {
+            self.ssh_port = None;
+        }
+    }
 }
 
 /// An image as it was when a VM was made from it.

@@ -360,7 +360,7 @@ fn lacking(host: &CloudHypervisorHost, capability: Capability) -> Option<&'stati
         }
         C::DiskNvme | C::DiskUsb => Some("Cloud Hypervisor has virtio disks only"),
         C::Drive => Some("Cloud Hypervisor has no drive whose medium can be changed"),
-        C::NetworkUser | C::PortForward | C::NetworkClosed => {
+        C::NetworkUser | C::NetworkAddresses | C::PortForward | C::NetworkClosed => {
             Some("not here, because Cloud Hypervisor has no network of its own; write networks: []")
         }
         C::NetworkHotplug => Some("Cloud Hypervisor has no network of its own"),

@@ -56,6 +56,7 @@ fn host() -> QemuHost {
         .into(),
     };
     QemuHost {
+        vsock_daemon: None,
         host_arch: "x86_64".to_owned(),
         emulators: [
             (

@@ -607,6 +607,7 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
             | Capability::Disks
             | Capability::DiskQcow2
             | Capability::NetworkUser
+            | Capability::NetworkAddresses
             | Capability::PortForward
             | Capability::AgentChannel
             // Without the daemon the guest's agent joins the ports.

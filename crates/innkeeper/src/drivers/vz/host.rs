@@ -80,6 +80,7 @@ impl VzHost {
             C::BootDirect
             | C::BootUefi
             | C::Disks
+            | C::NetworkUser
             | C::ShareVirtiofs
             | C::AgentChannel
             | C::SerialLog
@@ -103,10 +104,7 @@ impl VzHost {
                 no("Virtualization.framework has one machine, which changes with macOS")
             }
             C::DiskQcow2 => no("Virtualization.framework reads raw images alone"),
-            C::NetworkUser => no(
-                "the NAT of Virtualization.framework chooses the addresses, which a VM here has for life; Innkeeper's own \
-                 network is not joined to it yet",
-            ),
+            C::NetworkAddresses => no("the NAT of Virtualization.framework chooses the addresses"),
             C::PortForward | C::NetworkClosed => {
                 no("the NAT of Virtualization.framework can't do it")
             }

@@ -91,6 +91,10 @@ pub fn plan(config: &MachineConfig, host: &VzHost) -> Result<MachinePlan> {
     for disk in &config.disks {
         plan.add_disk(disk, &config.id)?;
     }
+    // What its NAT can't do, forwards and a network that is closed, is refused before.
+    for nic in &config.nics {
+        plan.add_network(nic.mac, NetworkAttachment::Nat);
+    }
     Ok(plan)
 }
 

@@ -73,7 +73,13 @@ fn full(boot: BootConfig) -> MachineConfig {
             },
         ],
         drives: Vec::new(),
-        nics: Vec::new(),
+        nics: vec![NicConfig {
+            mac: "52:54:00:12:34:55".parse().unwrap(),
+            user_network: UserNetwork::of_interface(0).unwrap(),
+            hostname: "web".to_owned(),
+            outbound: true,
+            forwards: Vec::new(),
+        }],
         shares: vec![ShareConfig {
             tag: "share0".to_owned(),
             host: PathBuf::from("/Users/me/src"),

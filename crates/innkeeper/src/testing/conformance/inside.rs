@@ -265,6 +265,27 @@ pub(super) async fn addresses_are_known(context: &Context) -> Verdict {
     Ok(())
 }
 
+/// As on a driver whose network chooses the addresses.
+pub(super) async fn a_guest_asks_its_network_for_addresses(context: &Context) -> Verdict {
+    let name = "asks";
+    context.create(name, context.spec()).await?;
+    let bundle = context.host.root().bundle(name)?;
+    let mut identity = bundle.identity()?;
+    identity.dhcp = true;
+    bundle.write_identity(&identity)?;
+    context.start(name).await?;
+    let info = context.wait_ready(name).await?;
+    require!(!info.addresses.is_empty(), "it is ready and has no address");
+    let channel = context.host.guest(name).await?;
+    let words = context
+        .run(&channel, &["cat", "/proc/cmdline"], b"")
+        .await?;
+    let words = String::from_utf8_lossy(&words.out).into_owned();
+    require!(words.contains(",dhcp"), "it was told an address: {words}");
+    context.host.kill(name).await?;
+    Ok(())
+}
+
 pub(super) async fn the_console_is_in_the_serial_log(context: &Context) -> Verdict {
     let info = context.ready("speaks").await?;
     let channel = context.host.guest("speaks").await?;
