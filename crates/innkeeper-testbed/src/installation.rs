@@ -57,6 +57,7 @@ pub fn fake_options(
                 Capability::PortForward,
                 Capability::ShareVirtiofs,
                 Capability::PinnedMachine,
+                Capability::Adoption,
                 Capability::Pause,
                 Capability::Suspend,
                 Capability::CpuHotplug,

@@ -629,12 +629,7 @@ pub fn lacking(config: &MachineConfig, report: &DriverReport) -> Vec<Unsupported
     asked(config)
         .into_iter()
         .filter_map(|(capability, field)| {
-            let reason = report
-                .capabilities
-                .iter()
-                .find(|entry| entry.capability == capability)?
-                .lacking
-                .clone()?;
+            let reason = lacks(report, capability)?;
             Some(Unsupported {
                 field,
                 reason,
@@ -642,6 +637,18 @@ pub fn lacking(config: &MachineConfig, report: &DriverReport) -> Vec<Unsupported
             })
         })
         .collect()
+}
+
+/// Tells why a driver can't do something; none if it can. Pure.
+pub fn lacks(report: &DriverReport, capability: Capability) -> Option<String> {
+    match report
+        .capabilities
+        .iter()
+        .find(|entry| entry.capability == capability)
+    {
+        Some(entry) => entry.lacking.clone(),
+        None => Some("it does not speak of it".to_owned()),
+    }
 }
 
 /// Makes one error of every reason; the hint is the first one's that has any.

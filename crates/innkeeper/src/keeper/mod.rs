@@ -11,7 +11,7 @@
 //! ```
 //!
 //! If the keeper is killed the hypervisor runs on; the next command that needs it starts a keeper that adopts it. SIGTERM ends a
-//! keeper without touching its VM. An idle keeper, which nobody asks to start anything, ends by itself.
+//! keeper without touching its VM, and stops one that would end with its keeper. An idle keeper, which nobody asks to start anything, ends by itself.
 
 mod actor;
 mod agent;

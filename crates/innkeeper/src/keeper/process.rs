@@ -2,9 +2,10 @@
 
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use innkeeper_api::ErrorKind;
+use innkeeper_api::{Capability, ErrorKind, StopRequest};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use super::actor::{Actor, Command, Context};
 use super::log_files::KeeperLog;
 use super::server::{Shared, router};
+use crate::driver::{Driver, lacks};
 use crate::error::{Error, Result};
 use crate::host::Host;
 
@@ -19,6 +21,8 @@ use crate::host::Host;
 pub const READY: &str = "listening";
 /// Answers that are under way may take this long after the VM has ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// A guest whose machine would end with us may take this long to stop, in milliseconds, when we are asked to end.
+const LAST_STOP_MS: u64 = 60_000;
 
 /// Runs the keeper of one VM until there is nothing left to keep. The caller is a process of its own.
 ///
@@ -29,7 +33,8 @@ pub async fn run(host: &Host, name: &str) -> Result<()> {
     match prepare(host, name).await {
         Ok((actor, listener, log)) => {
             tell(READY);
-            serve(actor, listener, log).await
+            let driver = actor.driver();
+            serve(actor, listener, log, driver).await
         }
         Err(error) => {
             tell(&serde_json::to_string(&error.to_problem()).unwrap_or_default());
@@ -87,7 +92,12 @@ async fn prepare(host: &Host, name: &str) -> Result<(Actor, UnixListener, Keeper
     Ok((actor, listener, log))
 }
 
-async fn serve(actor: Actor, listener: UnixListener, log: KeeperLog) -> Result<()> {
+async fn serve(
+    actor: Actor,
+    listener: UnixListener,
+    log: KeeperLog,
+    driver: Arc<dyn Driver>,
+) -> Result<()> {
     let (commands, incoming) = mpsc::unbounded_channel();
     let (info, agent) = actor.told();
     let shared = Shared {
@@ -100,6 +110,16 @@ async fn serve(actor: Actor, listener: UnixListener, log: KeeperLog) -> Result<(
     let leave = commands.clone();
     tokio::spawn(async move {
         terminate.recv().await;
+        if lacks(&driver.probe().await, Capability::Adoption).is_some() {
+            // What runs in the guest is asked to end before the machine goes with us.
+            let request = StopRequest {
+                timeout_ms: LAST_STOP_MS,
+                force: true,
+            };
+            let (reply, stopped) = tokio::sync::oneshot::channel();
+            let _ = leave.send(Command::Stop(request, reply));
+            let _ = stopped.await;
+        }
         let _ = leave.send(Command::Leave);
     });
     let (ended, end) = tokio::sync::oneshot::channel::<()>();

@@ -6,6 +6,8 @@ use innkeeper_api::{Capability, DriverReport};
 use innkeeper_net::MacAddr;
 use serde::{Deserialize, Serialize};
 
+use crate::driver::lacks;
+
 /// The identity of a VM (`identity.json`). Written at creation; only a rename, `set --driver` or a newly chosen SSH port changes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
@@ -44,14 +46,8 @@ pub struct Identity {
 impl Identity {
     /// Makes it as a driver needs it: what the driver's network can't do is done another way.
     pub fn suit(&mut self, report: &DriverReport) {
-        let can = |capability| {
-            report
-                .capabilities
-                .iter()
-                .any(|entry| entry.capability == capability && entry.lacking.is_none())
-        };
-        self.dhcp = !can(Capability::NetworkAddresses);
-        if !can(Capability::PortForward) {
+        self.dhcp = lacks(report, Capability::NetworkAddresses).is_some();
+        if lacks(report, Capability::PortForward).is_some() {
             self.ssh_port = None;
         }
     }

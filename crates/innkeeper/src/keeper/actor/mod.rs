@@ -170,6 +170,10 @@ pub(crate) struct Actor {
     began: Option<Duration>,
 }
 impl Actor {
+    pub(super) fn driver(&self) -> Arc<dyn Driver> {
+        self.context.driver.clone()
+    }
+
     pub(crate) fn new(context: Context, lock: FileLock) -> Result<Self> {
         let asked = context.bundle.spec()?;
         let recorded = context.bundle.recorded()?;

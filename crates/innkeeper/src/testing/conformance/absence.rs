@@ -3,7 +3,8 @@
 use innkeeper_api::{Capability, ErrorKind};
 
 use super::context::{Context, refused};
-use super::{Verdict, lacks, require};
+use super::{Verdict, require};
+use crate::driver::lacks;
 use crate::progress::Silent;
 use crate::spec::{
     self, Bytes, ConsoleSpec, DiskBus, DiskCache, DiskSpec, Firmware, ForwardSpec, MachineChoice,

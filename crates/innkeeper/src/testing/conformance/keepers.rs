@@ -69,6 +69,24 @@ pub(super) async fn a_terminated_keeper_leaves_its_vm_running(context: &Context)
     Ok(())
 }
 
+/// A machine that lives in its keeper is not torn from under its guest.
+pub(super) async fn a_terminated_keeper_stops_a_vm_that_lacks_adoption(
+    context: &Context,
+) -> Verdict {
+    let before = ready_or_running(context, "joined").await?;
+    super::context::signal(before.keeper_pid, Signal::TERM)?;
+    let pid = before.keeper_pid.unwrap_or_default();
+    context
+        .eventually("the keeper's end", || !lives(pid))
+        .await?;
+    require!(
+        !before.vmm_pid.is_some_and(lives),
+        "the hypervisor runs on without a keeper"
+    );
+    context.expect_state("joined", VmState::Stopped).await?;
+    Ok(())
+}
+
 pub(super) async fn a_command_outlives_the_keeper(context: &Context) -> Verdict {
     let info = context.ready("works").await?;
     let channel = context.host.guest("works").await?;

@@ -26,6 +26,8 @@ use std::pin::Pin;
 
 use innkeeper_api::{Capability, DriverReport};
 
+use crate::driver::lacks;
+
 pub use context::{Context, Open, Setup};
 pub use guests::{Act, FakeGuest, Guest, Part, PvhGuest, TinyGuest, Word};
 
@@ -34,6 +36,8 @@ pub use guests::{Act, FakeGuest, Guest, Part, PvhGuest, TinyGuest, Word};
 pub enum Need {
     /// The driver can do this.
     Can(Capability),
+    /// The driver can't do this.
+    Lacks(Capability),
     /// The guest at hand has this.
     Has(Part),
     /// The guest at hand can be told this by its kernel's command line.
@@ -102,6 +106,9 @@ impl Trial {
         self.needs.iter().find_map(|need| match need {
             Need::Can(capability) => lacks(report, *capability)
                 .map(|why| format!("the driver can't do {}: {why}", capability.as_str())),
+            Need::Lacks(capability) => lacks(report, *capability)
+                .is_none()
+                .then(|| format!("the driver can do {}", capability.as_str())),
             Need::Has(part) => guest.has(*part).err(),
             Need::Says(word) => guest
                 .words(*word)
@@ -109,18 +116,6 @@ impl Trial {
                 .then(|| format!("this guest can't be told to be {word:?}")),
             Need::Does(act) => guest.can(*act).err(),
         })
-    }
-}
-
-/// Tells why a driver can't do something; none if it can.
-pub fn lacks(report: &DriverReport, capability: Capability) -> Option<String> {
-    match report
-        .capabilities
-        .iter()
-        .find(|entry| entry.capability == capability)
-    {
-        Some(entry) => entry.lacking.clone(),
-        None => Some("it does not speak of it".to_owned()),
     }
 }
 
@@ -146,7 +141,7 @@ macro_rules! trials {
 
 use Act::{Exit, Hang, LetGo, Mute, Panic, PowerOff, Reboot};
 use Capability as C;
-use Need::{Can, Does, Has, Says};
+use Need::{Can, Does, Has, Lacks, Says};
 use Part::{Agent, Console, Echo, Memory, Mounts, Network, Processes, System};
 use Word::{
     ButtonOnly, Deaf, FailingLaunch, FailingRestore, FailingResume, FailingSave, Grips, LockedTray,
@@ -184,6 +179,7 @@ pub const TRIALS: &[Trial] = trials![
     many::ten_at_once_start_and_stop [Has(Agent)],
     keepers::a_killed_keeper_is_replaced_and_nothing_stops [Can(C::Adoption)],
     keepers::a_terminated_keeper_leaves_its_vm_running [Can(C::Adoption)],
+    keepers::a_terminated_keeper_stops_a_vm_that_lacks_adoption [Lacks(C::Adoption)],
     keepers::a_command_outlives_the_keeper [Can(C::Adoption), Has(Agent)],
     keepers::stops_after_the_keeper_was_killed [Can(C::Adoption), Has(Agent)],
     keepers::a_hypervisor_killed_without_a_keeper_is_failed [Can(C::Adoption)],

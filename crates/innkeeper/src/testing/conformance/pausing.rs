@@ -295,7 +295,7 @@ pub(super) async fn what_a_driver_lacks_of_a_running_vm_is_refused(context: &Con
     let report = context.report().await?;
     let info = context.running("runs").await?;
     let host = &context.host;
-    let lacks = |capability| super::lacks(&report, capability).is_some();
+    let lacks = |capability| crate::driver::lacks(&report, capability).is_some();
     if lacks(C::Pause) {
         refused(
             "a pause",
