@@ -4,7 +4,7 @@
 //! ```text
 //!  inn-agent --vsock-connect PORT [CID]   connects; the guest itself (context id 1) unless told otherwise
 //!  inn-agent --vsock-accept PORT          waits for one connection
-//!  both: standard error gets one line of JSON (`VsockStatus`), then standard input and output are the connection
+//!  both: standard error gets a line of JSON for each step (`VsockStatus`), then standard input and output are the connection
 //! ```
 //!
 //! The agent runs that program for a host whose guest has no vsock device: the kernel's loopback transport carries what is between the
@@ -34,9 +34,11 @@ pub fn program(words: &[String]) -> ExitCode {
             (Some(port), Some(cid)) => Some(connect(cid, port)),
             _ => None,
         },
-        [verb, port] if verb == "--vsock-accept" => {
-            number(port).map(|port| listen(port).and_then(|listener| accept(&listener, 0)))
-        }
+        [verb, port] if verb == "--vsock-accept" => number(port).map(|port| {
+            let listener = listen(port)?;
+            tell(&VsockStatus::Listening);
+            accept(&listener, 0)
+        }),
         _ => None,
     };
     let Some(opened) = opened else {
