@@ -6,13 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use innkeeper::api::ErrorKind;
-use innkeeper::driver::Machine;
+use innkeeper::driver::{Machine, MachineEvent};
 use innkeeper::guest::message::{ExecRequest, ExitStatus};
 use innkeeper::guest::{ChannelOptions, GuestChannel};
 use innkeeper_testbed::agent_program;
 use tokio::io::AsyncReadExt;
 
-use crate::bench::{Bench, DEADLINE, until};
+use crate::bench::{Bench, DEADLINE, next, until};
 
 /// A real agent, ended with the test.
 struct Agent(Child);
@@ -97,7 +97,8 @@ async fn the_agent_is_reached_and_a_new_channel_replaces_the_old() {
     // Whoever adopts it reaches the same agent.
     let record = running.record.clone();
     drop(running);
-    let adopted = bench.adopt(&record).await;
+    let mut adopted = bench.adopt(&record).await;
+    assert_eq!(next(&mut adopted.events).await, MachineEvent::Running);
     let after = channel(adopted.machine.as_ref()).await;
     says(&after, "four").await;
     drop((after, agent));

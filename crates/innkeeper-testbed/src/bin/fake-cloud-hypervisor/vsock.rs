@@ -88,8 +88,19 @@ fn serve(mut host: UnixStream, agents: Option<&UnixListener>, script: &Script) -
     let (Some(agents), true) = (agents, port == AGENT_PORT) else {
         return Ok(());
     };
-    let (guest, _) = agents.accept()?;
+    // The guest's kernel takes a connection before the agent does, which serves one at a time.
     host.write_all(b"OK 1073741824\n")?;
+    let agents = agents.try_clone()?;
+    std::thread::spawn(move || {
+        let joined = agents.accept().and_then(|(guest, _)| join(host, guest));
+        if let Err(error) = joined {
+            eprintln!("vsock: {error}");
+        }
+    });
+    Ok(())
+}
+
+fn join(host: UnixStream, guest: UnixStream) -> io::Result<()> {
     let (mut from_host, mut to_guest) = (host.try_clone()?, guest.try_clone()?);
     std::thread::spawn(move || {
         let _ = io::copy(&mut from_host, &mut to_guest);

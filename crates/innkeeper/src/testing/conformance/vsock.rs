@@ -119,13 +119,11 @@ pub(super) async fn the_guest_reaches_programs_of_the_host_by_vsock(context: &Co
             require!(answer == word.as_bytes(), "the answer is {answer:?}");
             Verdict::Ok(())
         };
-        let (answered, asked) = context
+        context
             .within("a connection of the guest", async {
-                tokio::join!(answering, asking)
+                tokio::try_join!(answering, asking)
             })
-            .await?;
-        answered?;
-        asked?;
+            .await??;
     }
     context.host.kill("calls").await?;
     Ok(())
