@@ -136,7 +136,7 @@ pub enum Request {
         log: GuestLog,
     },
     /// Joins a vsock port of the guest to the channels of a command: the answers are those of [`Request::Exec`], and the first line of
-    /// standard error is a [`VsockStatus`] in JSON. It goes by the kernel's loopback, so no vsock device is needed.
+    /// standard error is a [`VsockStatus`] in JSON, and after `Listening` so is the next. It goes by the kernel's loopback, so no vsock device is needed.
     Vsock {
         /// From where to where.
         direction: VsockDirection,
@@ -159,6 +159,8 @@ pub enum VsockDirection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "vsock", rename_all = "snake_case")]
 pub enum VsockStatus {
+    /// It listens; another status follows when somebody has connected.
+    Listening,
     /// There is one: what follows on the other channels is its bytes.
     Connected,
     /// There is none.

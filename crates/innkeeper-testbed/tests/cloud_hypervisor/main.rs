@@ -5,6 +5,7 @@
 //! made, and checks that neither a process nor a socket is left.
 #![cfg(target_os = "linux")]
 
+mod agent;
 mod bench;
 mod real;
 mod saved;

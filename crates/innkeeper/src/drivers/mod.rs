@@ -1,5 +1,6 @@
 //! The hypervisors that Innkeeper knows, one module each. None of them imports the engine or the store.
 
+mod channel;
 #[cfg(target_os = "linux")]
 pub mod cloud_hypervisor;
 #[cfg(all(feature = "testing", target_os = "linux"))]

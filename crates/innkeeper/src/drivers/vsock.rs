@@ -10,14 +10,17 @@
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use innkeeper_api::ErrorKind;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep};
 
 use crate::driver::{Channel, Vsock};
 use crate::error::{Error, Result};
@@ -28,6 +31,9 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Longest answer to `CONNECT`, in bytes.
 const LONGEST_ANSWER: usize = 32;
 
+/// How long a guest may be silent, after our end was shut, before the connection is closed.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// Connections of the guest that wait to be taken.
 const WAITING: usize = 16;
 
@@ -37,6 +43,15 @@ const WAITING: usize = 16;
 pub(super) struct SocketVsock(pub(super) PathBuf);
 
 impl SocketVsock {
+    /// Connects to a port of the guest, for one of us: what it gives is the bare socket.
+    #[cfg(target_os = "linux")]
+    pub(super) async fn bare(&self, port: u32) -> io::Result<UnixStream> {
+        match tokio::time::timeout(DEADLINE, connect(&self.0, port)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
     /// Removes what is left of a device that is gone.
     pub(super) fn remove(&self) {
         let _ = std::fs::remove_file(&self.0);
@@ -56,7 +71,7 @@ impl Vsock for SocketVsock {
             .with_source(source)
         };
         match connected {
-            Ok(Ok(stream)) => Ok(Box::new(stream)),
+            Ok(Ok(stream)) => Ok(Box::new(Connection::new(stream))),
             Ok(Err(error)) => Err(unreachable(error)),
             Err(_) => Err(unreachable(io::ErrorKind::TimedOut.into())),
         }
@@ -88,7 +103,7 @@ impl Vsock for SocketVsock {
                     },
                     () = sender.closed() => break,
                 };
-                let channel: Box<dyn Channel> = Box::new(stream);
+                let channel: Box<dyn Channel> = Box::new(Connection::new(stream));
                 if sender.send(channel).await.is_err() {
                     break;
                 }
@@ -96,6 +111,66 @@ impl Vsock for SocketVsock {
             let _ = std::fs::remove_file(&path);
         });
         Ok(receiver)
+    }
+}
+
+/// A connection by such a device, which knows no half-closed ones: when our end is shut, the device closes both directions, and what the guest
+/// had yet to answer is lost. So a shut end is kept to ourselves until the guest has ended too, or has been silent for a while.
+struct Connection {
+    stream: UnixStream,
+    /// Once our end is shut: when the silence is long enough.
+    quiet_at: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection {
+    fn new(stream: UnixStream) -> Self {
+        Connection {
+            stream,
+            quiet_at: None,
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        match (
+            Pin::new(&mut this.stream).poll_read(context, buffer),
+            &mut this.quiet_at,
+        ) {
+            (Poll::Ready(read), Some(quiet_at)) => {
+                quiet_at.as_mut().reset(Instant::now() + SILENCE);
+                Poll::Ready(read)
+            }
+            // Nothing was read, which is the end for whoever reads.
+            (Poll::Pending, Some(quiet_at)) => quiet_at.as_mut().poll(context).map(Ok),
+            (read, None) => read,
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.quiet_at.is_none() {
+            self.quiet_at = Some(Box::pin(tokio::time::sleep(SILENCE)));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -168,6 +243,28 @@ mod tests {
         let mut rest = String::new();
         stream.read_to_string(&mut rest).await.unwrap();
         assert_eq!(rest, "hello");
+    }
+
+    #[tokio::test]
+    async fn a_shut_end_is_told_only_when_the_guest_is_done() {
+        let (ours, mut device) = UnixStream::pair().unwrap();
+        let mut ours = Connection::new(ours);
+        ours.write_all(b"question").await.unwrap();
+        ours.shutdown().await.unwrap();
+        let mut asked = vec![0; 8];
+        device.read_exact(&mut asked).await.unwrap();
+        let mut one = [0; 1];
+        assert_eq!(
+            device.try_read(&mut one).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
+        device.write_all(b"answer").await.unwrap();
+        let mut answer = String::new();
+        // The silence ends it: the device's end is open.
+        ours.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "answer");
+        drop(ours);
+        assert_eq!(device.read(&mut one).await.unwrap(), 0);
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ pub use exec::{ExecControl, ExecInput, ExecOutput, ExecPosition, ExecSession};
 pub use innkeeper_agent::message;
 pub use relay::relay;
 pub use replay::InputReplay;
+pub(crate) use vsock::VsockOpening;
 
 use innkeeper_agent::message::{Closing, ErrorKind, Failure};
 use std::path::PathBuf;

@@ -16,23 +16,27 @@ use crate::error::{Error, Result};
 /// Longest line in which the agent's program says what came of it, in bytes.
 const LONGEST_STATUS: usize = 4096;
 
-/// A connection to a vsock port of the guest; its program in the guest ends with it.
-struct AgentVsock {
+/// A connection that the agent is making, or waits for. Dropped, it is given up.
+pub(crate) struct VsockOpening {
+    session: ExecSession,
+    direction: VsockDirection,
+    port: u32,
+}
+
+/// A connection to a vsock port of the guest; the agent's program in the guest ends with it.
+pub(crate) struct AgentVsock {
     input: ExecInput,
     output: ExecOutput,
     _rest: (ExecOutput, ExecControl),
 }
 
 impl GuestChannel {
-    /// Connects to a vsock port on which a program of the guest listens, or waits for one that connects to it.
+    /// Begins to connect to a vsock port on which a program of the guest listens, or to wait for one that connects to it: the agent listens
+    /// when this returns.
     ///
-    /// Errors: `Unsupported` if the agent or the guest's kernel can't, `Unreachable` if nothing listens, `Conflict` if a program of the guest
-    /// has the port that is to be waited at.
-    pub(crate) async fn vsock(
-        &self,
-        direction: VsockDirection,
-        port: u32,
-    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
+    /// Errors: `Unsupported` if the agent or the guest's kernel can't, `Conflict` if a program of the guest has the port that is to be
+    /// waited at.
+    pub(crate) async fn vsock(&self, direction: VsockDirection, port: u32) -> Result<VsockOpening> {
         let hello = self.status().borrow().hello.clone();
         if !hello.is_some_and(|hello| hello.features.iter().any(|known| known == "vsock")) {
             return Err(Error::new(
@@ -42,35 +46,55 @@ impl GuestChannel {
             .with_hint("update the agent in the guest"));
         }
         let request = Request::Vsock { direction, port };
+        let mut opening = VsockOpening {
+            session: ExecSession::start(self, &request).await?,
+            direction,
+            port,
+        };
+        if direction == VsockDirection::Accept {
+            opening.expect(VsockStatus::Listening).await?;
+        }
+        Ok(opening)
+    }
+}
+
+impl VsockOpening {
+    /// Waits for the connection. Errors: `Unreachable` if nothing listens, `Unsupported` if the guest's kernel can't.
+    pub(crate) async fn connected(mut self) -> Result<AgentVsock> {
+        self.expect(VsockStatus::Connected).await?;
         let ExecSession {
             stdin,
             stdout,
-            mut stderr,
+            stderr,
             control,
-        } = ExecSession::start(self, &request).await?;
-        let line = first_line(&mut stderr).await.map_err(|source| {
+        } = self.session;
+        Ok(AgentVsock {
+            input: stdin,
+            output: stdout,
+            _rest: (stderr, control),
+        })
+    }
+
+    async fn expect(&mut self, wanted: VsockStatus) -> Result<()> {
+        let silent = || {
             Error::new(
                 ErrorKind::Unreachable,
                 "the agent in the guest did not say what came of the connection",
             )
-            .with_source(source)
-        })?;
-        let status = serde_json::from_slice(&line).map_err(|source| {
-            Error::new(
-                ErrorKind::Unreachable,
-                "the agent in the guest ended the connection without a reason",
-            )
-            .with_source(source)
-        })?;
-        match status {
-            VsockStatus::Connected => Ok(AgentVsock {
-                input: stdin,
-                output: stdout,
-                _rest: (stderr, control),
-            }),
-            VsockStatus::Failed { problem, message } => {
-                Err(failed(direction, port, problem, &one_sentence(&message)))
-            }
+        };
+        let line = first_line(&mut self.session.stderr)
+            .await
+            .map_err(|source| silent().with_source(source))?;
+        match serde_json::from_slice(&line) {
+            Ok(VsockStatus::Failed { problem, message }) => Err(failed(
+                self.direction,
+                self.port,
+                problem,
+                &one_sentence(&message),
+            )),
+            Ok(status) if status == wanted => Ok(()),
+            Ok(_) => Err(silent()),
+            Err(source) => Err(silent().with_source(source)),
         }
     }
 }

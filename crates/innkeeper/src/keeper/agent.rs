@@ -11,10 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::readiness::CloudInit;
-use crate::driver::{Channel, Machine};
+use crate::driver::Machine;
 use crate::engine::configure::share_tag;
 use crate::error::{Error, Result};
-use crate::guest::{AgentPhase, AgentStatus, ChannelOptions, GuestChannel, relay};
+use crate::guest::{AgentPhase, AgentStatus, ChannelOptions, GuestChannel, VsockOpening, relay};
 use crate::spec::ShareSpec;
 
 /// How long an agent may take to accept a request before it counts as not accepted.
@@ -144,21 +144,17 @@ impl AgentLink {
         tokio::time::timeout(patience, reach).await.ok().flatten()
     }
 
-    /// Joins a vsock port of a guest that has no vsock device.
+    /// Begins to join a vsock port of a guest that has no vsock device; with `Accept` the agent listens when this returns.
     ///
     /// Errors: `Unreachable` if the agent does not say hello; else those of [`GuestChannel::vsock`].
-    pub(crate) async fn vsock(
-        &self,
-        direction: VsockDirection,
-        port: u32,
-    ) -> Result<Box<dyn Channel>> {
+    pub(crate) async fn vsock(&self, direction: VsockDirection, port: u32) -> Result<VsockOpening> {
         let Some(channel) = self.reached(ANSWER_TIMEOUT).await else {
             return Err(Error::new(
                 ErrorKind::Unreachable,
                 "this machine has no vsock device, and the agent in the guest, which would join the port, has not said hello",
             ));
         };
-        Ok(Box::new(channel.vsock(direction, port).await?))
+        channel.vsock(direction, port).await
     }
 
     /// Carries one client's streams until it goes away.

@@ -23,6 +23,7 @@ mod readiness;
 mod server;
 mod stats;
 mod unreachable;
+mod vsock;
 
 pub(crate) use actor::{Door, SpecRequest};
 pub(crate) use client::KeeperClient;

@@ -17,8 +17,14 @@ const COMPRESSED: i32 = 4;
 /// Whether every module of the list was tried.
 static ALL_TRIED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
+/// Says to other processes that every module of the list was tried.
+pub const TRIED_MARK: &str = "/run/inn-agent-modules-tried";
+
 /// Says that every module of the list was tried.
 pub fn all_tried() {
+    if let Err(error) = std::fs::write(TRIED_MARK, "") {
+        say(&format!("cannot write {TRIED_MARK}: {error}"));
+    }
     *lock(&ALL_TRIED.0) = true;
     ALL_TRIED.1.notify_all();
 }

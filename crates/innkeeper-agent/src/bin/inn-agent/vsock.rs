@@ -4,7 +4,7 @@
 //! ```text
 //!  inn-agent --vsock-connect PORT [CID]   connects; the guest itself (context id 1) unless told otherwise
 //!  inn-agent --vsock-accept PORT          waits for one connection
-//!  both: standard error gets one line of JSON (`VsockStatus`), then standard input and output are the connection
+//!  both: standard error gets a line of JSON for each step (`VsockStatus`), then standard input and output are the connection
 //! ```
 //!
 //! The agent runs that program for a host whose guest has no vsock device: the kernel's loopback transport carries what is between the
@@ -14,8 +14,10 @@ use std::io::{Read, Write};
 use std::mem::size_of;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use innkeeper_agent::message::{VsockProblem, VsockStatus};
 
@@ -25,8 +27,12 @@ pub const LOCAL: u32 = libc::VMADDR_CID_LOCAL;
 /// `_IO(7, 0xb9)`.
 const GET_LOCAL_CID: libc::c_ulong = 0x7b9;
 
+/// How long the kernel's modules are waited for in a guest whose init is the agent.
+const MODULES_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Joins a connection to standard input and output.
 pub fn program(words: &[String]) -> ExitCode {
+    wait_for_modules();
     let number = |text: &String| text.parse::<u32>().ok();
     let opened = match words {
         [verb, port] if verb == "--vsock-connect" => number(port).map(|port| connect(LOCAL, port)),
@@ -34,9 +40,11 @@ pub fn program(words: &[String]) -> ExitCode {
             (Some(port), Some(cid)) => Some(connect(cid, port)),
             _ => None,
         },
-        [verb, port] if verb == "--vsock-accept" => {
-            number(port).map(|port| listen(port).and_then(|listener| accept(&listener, 0)))
-        }
+        [verb, port] if verb == "--vsock-accept" => number(port).map(|port| {
+            let listener = listen(port)?;
+            tell(&VsockStatus::Listening);
+            accept(&listener, 0)
+        }),
         _ => None,
     };
     let Some(opened) = opened else {
@@ -55,6 +63,21 @@ pub fn program(words: &[String]) -> ExitCode {
             });
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Waits, where init is the agent, until it has tried all modules: vsock is among the last, and readiness does not wait for it.
+fn wait_for_modules() {
+    let of = |process: &str| std::fs::metadata(format!("/proc/{process}/exe"));
+    let is_init = matches!((of("1"), of("self")), (Ok(init), Ok(own))
+        if (init.dev(), init.ino()) == (own.dev(), own.ino()));
+    let started = Instant::now();
+    // poll: init has tried all modules
+    while is_init
+        && !std::path::Path::new(crate::modules::TRIED_MARK).exists()
+        && started.elapsed() < MODULES_DEADLINE
+    {
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

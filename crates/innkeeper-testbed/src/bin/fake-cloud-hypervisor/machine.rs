@@ -11,13 +11,14 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::schema::{self, list};
 use crate::script::Script;
+use crate::vsock::Vsock;
 use crate::{http, share};
 
 /// How long the guest takes to let go of a device.
@@ -41,6 +42,7 @@ struct Machine {
     /// Identifiers that the guest has not let go of.
     ejecting: BTreeSet<String>,
     shares: Vec<UnixStream>,
+    vsock: Option<Vsock>,
 }
 
 /// What comes of a call.
@@ -98,6 +100,7 @@ pub fn run(script: Script) -> io::Result<()> {
         balloon: 0,
         ejecting: BTreeSet::new(),
         shares: Vec::new(),
+        vsock: None,
     };
     machine.event("vmm", "starting", None);
     loop {
@@ -297,6 +300,11 @@ impl Machine {
             let socket = PathBuf::from(fs["socket"].as_str().unwrap_or_default());
             self.shares.push(share::connect(&socket)?);
         }
+        if let Some(socket) = self.config["vsock"]["socket"].as_str() {
+            // What an earlier boot listened at goes first.
+            self.vsock = None;
+            self.vsock = Some(Vsock::listen(Path::new(socket), &self.script)?);
+        }
         if self.config["serial"]["mode"] == "Tty" {
             println!("MARKER");
         }
@@ -306,6 +314,7 @@ impl Machine {
 
     fn power_off(&mut self) {
         self.shares.clear();
+        self.vsock = None;
         self.state = State::Created;
         self.event("vm", "shutdown", None);
     }

@@ -4,6 +4,7 @@
 //! ```text
 //!  DIRECTORY/cloud-hypervisor ─► this program        DIRECTORY/script      oddities, read anew at every call
 //!  DIRECTORY/virtiofsd        ─► this program        DIRECTORY/violations  what its user did wrong, one line each
+//!                                                    DIRECTORY/guest.sock  where programs "in the guest" connect (see `vsock`)
 //! ```
 //!
 //! Like the real one it carries out one call at a time, so that one which stalls makes all others wait.
@@ -19,6 +20,8 @@ mod schema;
 mod script;
 #[cfg(target_os = "linux")]
 mod share;
+#[cfg(target_os = "linux")]
+mod vsock;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {

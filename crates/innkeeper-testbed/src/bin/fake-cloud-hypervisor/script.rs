@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// Every word that a script may hold. An unknown one is a violation: a test whose oddity is misspelt would pass for the wrong reason.
 const WORDS: &[&str] = &[
     "version",
+    "agent",
     "create",
     "boot",
     "button",
@@ -33,6 +34,11 @@ impl Script {
             .map(Path::to_owned)
             .unwrap_or_default();
         Script { directory }
+    }
+
+    /// Returns a path beside the program.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
 
     /// Returns what the script says of a thing, such as `fail` for `create=fail`.

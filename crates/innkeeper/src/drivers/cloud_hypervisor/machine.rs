@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use innkeeper_agent::unit::VSOCK_PORT;
 use innkeeper_api::ErrorKind;
 use tokio::process::Child;
 use tokio::sync::mpsc;
@@ -33,6 +34,7 @@ use crate::driver::{
     Balloon, BlockStatistics, Channel, ExitReport, Hotplug, Machine, MachineConfig, MachineEvent,
     Pause, Resize, Running, Suspend, Vsock,
 };
+use crate::drivers::channel::AgentChannels;
 use crate::drivers::log::log_tail;
 use crate::drivers::start::{Output, Undo, open_log, spawn};
 use crate::error::{Error, Result};
@@ -85,6 +87,7 @@ pub(super) struct Shared {
     notices: mpsc::UnboundedSender<Notice>,
     /// Identifiers of devices that the guest was asked to let go of.
     pub(super) detaching: Mutex<HashSet<String>>,
+    agent: AgentChannels,
 }
 
 impl Shared {
@@ -325,6 +328,7 @@ fn supervise(
         under_way: AtomicUsize::new(0),
         notices,
         detaching: Mutex::default(),
+        agent: AgentChannels::default(),
     });
     let supervisor = Supervisor {
         shared: shared.clone(),
@@ -648,10 +652,15 @@ impl Machine for CloudHypervisorMachine {
     }
 
     async fn agent_channel(&self) -> Result<Box<dyn Channel>> {
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            "a machine of Cloud Hypervisor has no channel to the guest agent yet",
-        ))
+        let connected = self.shared.record.vsock.bare(VSOCK_PORT).await;
+        let stream = connected.map_err(|source| {
+            Error::new(
+                ErrorKind::Unreachable,
+                format!("no agent in the guest listens on vsock port {VSOCK_PORT} yet"),
+            )
+            .with_source(source)
+        })?;
+        Ok(Box::new(self.shared.agent.take(stream)))
     }
 
     fn block_statistics(&self) -> Option<&dyn BlockStatistics> {

@@ -340,6 +340,7 @@ fn lacking(host: &CloudHypervisorHost, capability: Capability) -> Option<&'stati
         | C::DiskHotplug
         | C::Watchdog
         | C::Vsock
+        | C::AgentChannel
         | C::BlockStatistics
         | C::Entropy
         | C::Sandbox => None,
@@ -368,7 +369,6 @@ fn lacking(host: &CloudHypervisorHost, capability: Capability) -> Option<&'stati
             host.virtiofsd.is_some(),
             "virtiofsd was not found on this host",
         ),
-        C::AgentChannel => Some("the guest agent does not speak over vsock yet"),
         C::Nested => missing(
             host.nested,
             "KVM of this host does not let guests run virtual machines",

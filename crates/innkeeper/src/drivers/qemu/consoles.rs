@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use innkeeper_api::ErrorKind;
 
-use super::channel::AgentChannels;
 use super::machine::QemuMachine;
 use super::record::Record;
 use crate::driver::{Channel, Consoles};
+use crate::drivers::channel::AgentChannels;
 use crate::error::{Error, Result};
 
 /// Name of the first serial port.

@@ -20,7 +20,6 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 use tokio::sync::{broadcast, mpsc};
 
-use super::channel::AgentChannels;
 use super::consoles::ConsoleChannels;
 use super::launch::{Launched, first_answer, qmp_error, query_status};
 use super::process::Process;
@@ -31,6 +30,7 @@ use crate::driver::{
     Balloon, BlockStatistics, BlockTotals, Channel, Consoles, ExitReport, Hotplug, Machine,
     MachineEvent, Pause, Resize, Running, Suspend, Vsock,
 };
+use crate::drivers::channel::AgentChannels;
 use crate::error::{Error, Result};
 
 /// How long a command may take.

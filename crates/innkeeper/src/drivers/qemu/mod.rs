@@ -16,7 +16,6 @@
 mod arguments;
 mod block;
 mod board;
-mod channel;
 mod check;
 mod consoles;
 mod device;

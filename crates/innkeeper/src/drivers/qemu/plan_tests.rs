@@ -91,6 +91,7 @@ fn host() -> QemuHost {
             program: PathBuf::from("/usr/bin/swtpm"),
             seccomp: true,
         }),
+        vsock_daemon: None,
         huge_page: Some(2 << 20),
         nested: true,
         tsc_khz: Some(2_400_000),
@@ -397,6 +398,44 @@ fn the_older_virtiofsd_is_told_in_its_own_words() {
         plan(&config, &host).is_err(),
         "a comma would begin another option"
     );
+}
+
+#[test]
+fn a_vsock_device_is_a_daemon_and_memory_that_it_can_map() {
+    let mut host = host();
+    let mut config = full(Arch::X86_64, "pc-q35-10.0", direct());
+    config.shares.clear();
+    config.memory_kind = MemoryKind::Normal;
+    config.vsock = Some(77);
+    let by_agent = plan(&config, &host).unwrap();
+    assert_eq!(by_agent.vsock_daemon, None);
+    assert!(!by_agent.arguments.join(" ").contains("share=on"));
+    let told = super::check::choices(&config, &host).join("\n");
+    assert!(told.contains("vhost-device-vsock was not found"), "{told}");
+    // A daemon without the device in QEMU is no use.
+    host.vsock_daemon = Some(PathBuf::from("/usr/bin/vhost-device-vsock"));
+    assert_eq!(plan(&config, &host).unwrap().vsock_daemon, None);
+    let told = super::check::choices(&config, &host).join("\n");
+    assert!(told.contains("built without vhost-user-vsock"), "{told}");
+    let emulator = host.emulators.get_mut("x86_64").unwrap();
+    emulator.devices.insert("vhost-user-vsock-pci".to_owned());
+    let planned = plan(&config, &host).unwrap();
+    let daemon = planned.vsock_daemon.unwrap().sidecar;
+    assert_eq!(daemon.program, PathBuf::from("/usr/bin/vhost-device-vsock"));
+    assert_eq!(daemon.arguments[..2], ["--guest-cid", "77"]);
+    let arguments = planned.arguments.join(" ");
+    for part in [
+        "share=on",
+        "memory-backend=memory",
+        "vhost-user-vsock-pci,id=vsock-device,chardev=vsock",
+    ] {
+        assert!(arguments.contains(part), "{part}: {arguments}");
+    }
+    let told = super::check::choices(&config, &host).join("\n");
+    assert!(told.contains("context id 77"), "{told}");
+    config.vsock = None;
+    assert_eq!(plan(&config, &host).unwrap().vsock_daemon, None);
+    assert!(super::check::choices(&config, &host).is_empty());
 }
 
 /// Runs a check of a changed VM on a changed host and returns `field: reason (hint)` lines.

@@ -326,6 +326,7 @@ impl Actor {
     /// The hypervisor is gone: records how, and either launches again or lets go of the VM.
     pub(super) fn finish(&mut self, event: PowerEvent) {
         self.machine = None;
+        self.vsock_ports.clear();
         self.machine_events = None;
         self.stop_pausing();
         self.quit_at = None;

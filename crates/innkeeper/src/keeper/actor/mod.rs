@@ -35,6 +35,7 @@ use super::live::{Live, SshKey, describe};
 use super::log_files::{KeeperLog, turn_over};
 use super::readiness::{Facts, Watcher, assess};
 use super::unreachable::Unreachable;
+use super::vsock::VsockPorts;
 use crate::clock::{since_boot, timestamp};
 use crate::driver::{Channel, Driver, ExitReport, Machine, MachineEvent, Running};
 use crate::engine::configure::{configure, ready_when};
@@ -160,6 +161,7 @@ pub(crate) struct Actor {
     announced: bool,
     agent: watch::Sender<Option<AgentLink>>,
     watcher: Option<Watcher>,
+    vsock_ports: VsockPorts,
     /// Number of the present run, and what carries the news of its agent.
     run: u64,
     agent_news: Option<AbortHandle>,
@@ -211,6 +213,7 @@ impl Actor {
             announced: false,
             agent: watch::Sender::new(None),
             watcher: None,
+            vsock_ports: VsockPorts::default(),
             run: 0,
             agent_news: None,
             info: watch::Sender::new(Arc::new(told)),
@@ -344,10 +347,8 @@ impl Actor {
         };
         let no_console = lacking("consoles that can be opened")
             .with_hint("see `inn drivers`; what its first serial port wrote is in `inn logs`");
-        let no_vsock = lacking("vsock device, and no channel to an agent").with_hint(
-            "set `vsock=true` and restart it; `inn explain` tells whether its driver can",
-        );
         let agent = self.agent.borrow().clone();
+        let ports = self.vsock_ports.clone();
         tokio::spawn(async move {
             let opened = async {
                 match door {
@@ -355,24 +356,15 @@ impl Actor {
                         let consoles = machine.consoles().ok_or(no_console)?;
                         consoles.open(&name).await
                     }
-                    Door::Vsock(port) => match machine.vsock() {
-                        Some(vsock) => vsock.connect(port).await,
-                        None => {
-                            let agent = agent.ok_or(no_vsock)?;
-                            agent.vsock(VsockDirection::Connect, port).await
+                    Door::Vsock(port) => match (machine.vsock(), agent) {
+                        (Some(vsock), _) => vsock.connect(port).await,
+                        (None, Some(agent)) => {
+                            let opening = agent.vsock(VsockDirection::Connect, port).await?;
+                            Ok(Box::new(opening.connected().await?) as Box<dyn Channel>)
                         }
+                        (None, None) => Err(super::vsock::no_way(port)),
                     },
-                    Door::VsockListen(port) => {
-                        let Some(vsock) = machine.vsock() else {
-                            let agent = agent.ok_or(no_vsock)?;
-                            return agent.vsock(VsockDirection::Accept, port).await;
-                        };
-                        let mut connections = vsock.listen(port).await?;
-                        connections
-                            .recv()
-                            .await
-                            .ok_or_else(|| Error::new(ErrorKind::Conflict, "it ended meanwhile"))
-                    }
+                    Door::VsockListen(port) => ports.accept(port, &machine, agent).await,
                 }
             };
             // Whoever asked may have gone away; a port is let go of then.

@@ -59,7 +59,7 @@ pub(super) async fn commands_give_their_codes(context: &Context) -> Verdict {
 }
 
 /// Bytes of every value, without a pattern that a lost or doubled block would keep.
-fn noise(length: usize) -> Vec<u8> {
+pub(super) fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {

@@ -19,6 +19,7 @@ mod lifetime;
 mod many;
 mod pausing;
 mod saving;
+mod vsock;
 
 use std::fmt;
 use std::future::Future;
@@ -218,6 +219,8 @@ pub const TRIALS: &[Trial] = trials![
     inside::forwards_reach_the_guest [Can(C::PortForward), Has(Network), Has(Agent)],
     inside::figures_are_sane [Can(C::BlockStatistics), Has(Agent)],
     inside::a_data_disk_is_mounted_and_kept [Can(C::Disks), Has(Mounts), Has(Agent)],
+    vsock::vsock_reaches_programs_of_the_guest [Can(C::Vsock), Has(Agent)],
+    vsock::the_guest_reaches_programs_of_the_host_by_vsock [Can(C::Vsock), Has(Agent)],
     pausing::pauses_and_resumes [Can(C::Pause)],
     pausing::a_second_pause_or_resume_is_already_so [Can(C::Pause)],
     pausing::what_a_paused_vm_cannot_do_is_refused [Can(C::Pause)],

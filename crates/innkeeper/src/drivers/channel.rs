@@ -1,7 +1,8 @@
 //! The connection to the guest agent's port, of which there is one at a time.
 //!
-//! QEMU serves one client per socket and lets the next one wait until the first is gone. So that a new channel replaces the old one,
-//! the old one's socket is shut down here, whoever still holds it. It does not know what is said over it.
+//! QEMU serves one client per socket and lets the next one wait until the first is gone, and so does the agent where it listens itself. So
+//! that a new channel replaces the old one, the old one's socket is shut down here, whoever still holds it. It does not know what is said
+//! over it.
 
 use std::io;
 use std::path::Path;
@@ -21,7 +22,12 @@ pub(super) struct AgentChannels {
 impl AgentChannels {
     /// Opens a channel and shuts the one before.
     pub(super) async fn open(&self, path: &Path) -> io::Result<AgentChannel> {
-        let stream = Arc::new(UnixStream::connect(path).await?);
+        Ok(self.take(UnixStream::connect(path).await?))
+    }
+
+    /// Makes a channel of a connection and shuts the one before.
+    pub(super) fn take(&self, stream: UnixStream) -> AgentChannel {
+        let stream = Arc::new(stream);
         let before = {
             let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *current, Arc::downgrade(&stream))
@@ -30,7 +36,7 @@ impl AgentChannels {
             // Fails only if QEMU has closed it already.
             let _ = rustix::net::shutdown(&*before, rustix::net::Shutdown::Both);
         }
-        Ok(AgentChannel { stream })
+        AgentChannel { stream }
     }
 }
 
