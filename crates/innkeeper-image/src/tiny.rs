@@ -25,7 +25,7 @@ use crate::reference::Arch;
 use crate::{Error, Result, atomic, deb, digest, kernel};
 
 /// Changes whenever this recipe makes something else from the same packages.
-pub(crate) const RECIPE: u32 = 3;
+pub(crate) const RECIPE: u32 = 4;
 
 /// What the tiny guest's kernel is told; consoles are the driver's to add.
 pub(crate) const COMMAND_LINE: &str = "quiet panic=-1";
