@@ -22,7 +22,7 @@ pub(crate) const READY_MODULES: &[&str] = &[
 /// What the network needs: loaded next, since most guests are ready only with an address.
 pub(crate) const NETWORK_MODULES: &[&str] = &["virtio_net", "af_packet"];
 
-/// Loaded after that: disks, shares, randomness, memory, power button, file systems and checksums.
+/// Loaded after that: disks, shares, randomness, memory, power button, file systems, checksums and the TPM.
 pub(crate) const LATER_MODULES: &[&str] = &[
     "pvpanic_mmio",
     "pvpanic_pci",
@@ -37,6 +37,7 @@ pub(crate) const LATER_MODULES: &[&str] = &[
     "virtio_mem",
     "virtio_scsi",
     "sd_mod",
+    "sr_mod",
     "nvme",
     "virtio_input",
     "crc32c_generic",
@@ -53,6 +54,8 @@ pub(crate) const LATER_MODULES: &[&str] = &[
     "erofs",
     "loop",
     "qemu_fw_cfg",
+    "tpm_tis",
+    "tpm_crb",
 ];
 
 /// One module: where it lies in the package and its bytes, decompressed.

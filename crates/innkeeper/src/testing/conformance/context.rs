@@ -247,6 +247,19 @@ impl Context {
         Ok(info)
     }
 
+    /// Runs a shell's script in a ready guest and returns what it printed, without the last line's end.
+    pub(super) async fn sh(&self, name: &str, script: &str) -> Verdict<String> {
+        let channel = self.host.guest(name).await?;
+        let output = self.run(&channel, &["sh", "-c", script], b"").await?;
+        super::require!(
+            output.status == ExitStatus::Code(0),
+            "the script {script:?} ended as {:?}: {}",
+            output.status,
+            output.err
+        );
+        Ok(String::from_utf8_lossy(&output.out).trim_end().to_owned())
+    }
+
     /// Runs a command in the guest to its end.
     pub(super) async fn run(
         &self,

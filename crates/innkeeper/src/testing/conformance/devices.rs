@@ -32,12 +32,17 @@ pub(super) fn another_network(_: &Context) -> NetworkSpec {
     }
 }
 
-async fn set(context: &Context, name: &str, field: &str, value: &str) -> crate::Result<SpecChange> {
+pub(super) async fn set(
+    context: &Context,
+    name: &str,
+    field: &str,
+    value: &str,
+) -> crate::Result<SpecChange> {
     let edit = [(field.to_owned(), Some(value.to_owned()))];
     context.host.set(name, &edit, false).await
 }
 
-fn now(change: &SpecChange, field: &str) -> Verdict {
+pub(super) fn now(change: &SpecChange, field: &str) -> Verdict {
     require!(
         change.applied.iter().any(|applied| applied == field) && change.restart_required.is_empty(),
         "{field} was not given to the running machine: {change:?}"
@@ -214,7 +219,7 @@ pub(super) async fn a_guest_that_does_not_let_go_is_told_in_time(context: &Conte
     Ok(())
 }
 
-fn with_drive(context: &Context) -> Verdict<(VmSpec, [DiskSpec; 2])> {
+pub(super) fn with_drive(context: &Context) -> Verdict<(VmSpec, [DiskSpec; 2])> {
     let media = [file_disk(context, "one")?, file_disk(context, "two")?];
     let mut spec = context.spec();
     spec.disks.push(DiskSpec {

@@ -385,7 +385,7 @@ pub(super) async fn forwards_reach_the_guest(context: &Context) -> Verdict {
     Ok(())
 }
 
-async fn fetch(port: u16) -> io::Result<Vec<u8>> {
+pub(super) async fn fetch(port: u16) -> io::Result<Vec<u8>> {
     let work = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.write_all(b"GET /hostname HTTP/1.0\r\n\r\n").await?;

@@ -59,7 +59,14 @@ pub(super) async fn a_vm_ends_after_its_time_to_live(context: &Context) -> Verdi
 pub(super) async fn a_paused_vm_ends_after_its_time_to_live(context: &Context) -> Verdict {
     let (_, started) = mortal(context, "asleep").await?;
     context.host.pause("asleep").await?;
-    ends(context, "asleep", started).await
+    ends(context, "asleep", started).await?;
+    // It can't follow a request, so none waits for that.
+    let lived = started.elapsed();
+    require!(
+        lived < LIFE + Duration::from_secs(15),
+        "it was asked to stop while its CPUs stood still, and lived {lived:?}"
+    );
+    Ok(())
 }
 
 pub(super) async fn a_time_to_live_that_was_added_holds_at_once(context: &Context) -> Verdict {

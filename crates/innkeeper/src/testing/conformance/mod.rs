@@ -7,6 +7,7 @@
 //! Nothing here sleeps for luck: every wait is for a condition and has a deadline.
 
 mod absence;
+mod bounds;
 mod changes;
 mod consoles;
 mod context;
@@ -19,6 +20,7 @@ mod lifetime;
 mod many;
 mod pausing;
 mod saving;
+mod seen;
 mod vsock;
 
 use std::fmt;
@@ -266,6 +268,12 @@ pub const TRIALS: &[Trial] = trials![
     devices::a_balloon_takes_a_new_target [Can(C::Balloon)],
     devices::what_was_given_comes_back_after_a_suspend [Has(Memory), Can(C::CpuHotplug), Can(C::Suspend)],
     devices::a_change_of_what_stands_still_is_refused [Can(C::Pause)],
+    seen::cpus_that_were_given_are_used_and_come_back [Can(C::CpuHotplug), Can(C::Suspend), Has(Processes), Has(Agent)],
+    seen::memory_that_was_given_is_used_and_comes_back [Can(C::MemoryHotplug), Can(C::Suspend), Has(Processes), Has(Agent)],
+    seen::what_lies_in_a_drive_is_what_the_guest_reads [Can(C::Drive), Has(Processes), Has(Agent)],
+    bounds::a_limited_disk_is_held_to_its_requests [Can(C::DiskLimits), Has(Processes), Has(Agent)],
+    bounds::only_what_is_not_for_an_agent_reaches_out [Can(C::NetworkUser), Can(C::NetworkClosed), Can(C::PortForward), Has(Network), Has(Processes), Has(Agent)],
+    bounds::its_hypervisor_has_little_to_give [Can(C::Sandbox)],
     devices::an_obstacle_to_a_suspend_is_named_and_it_runs_on [Can(C::Suspend), Can(C::ShareVirtiofs), Says(ButtonOnly)],
 ];
 
