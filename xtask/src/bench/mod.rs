@@ -17,7 +17,9 @@ mod commands;
 mod copy;
 mod installation;
 mod kill;
+mod lifecycle;
 mod memory;
+mod monitor;
 mod raw;
 mod report;
 mod start;
@@ -52,6 +54,8 @@ enum Bench {
     Run(InnArguments),
     /// `inn kill` to gone, and a killed QEMU until it is told as failed.
     Kill(InnArguments),
+    /// Pause, resume, suspend and restore of a 1 GiB guest against raw QMP, and a start from saved against a cold boot.
+    Lifecycle(InnArguments),
     /// The keeper's private memory.
     Memory(InnArguments),
     /// `inn cp` against the raw channel, and `inn exec` beside it.
@@ -98,6 +102,9 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         Bench::Boot(arguments) => single("boot", arguments, Pace::Slow, boot::run),
         Bench::Run(arguments) => single("run", arguments, Pace::Slow, start::run),
         Bench::Kill(arguments) => single("kill", arguments, Pace::Slow, kill::run),
+        Bench::Lifecycle(arguments) => {
+            single("lifecycle", arguments, Pace::Slow, lifecycle::run)
+        }
         Bench::Memory(arguments) => single("memory", arguments, Pace::Slow, memory::run),
         Bench::Cp(arguments) => single("cp", &arguments.inn, Pace::Slow, |installation, pairs| {
             copy::run(installation, pairs, arguments.size_mib)
@@ -163,6 +170,7 @@ fn all(arguments: &CopyArguments) -> Result<()> {
         ("boot", slow, Box::new(boot::run)),
         ("run", slow, Box::new(start::run)),
         ("kill", slow, Box::new(kill::run)),
+        ("lifecycle", slow, Box::new(lifecycle::run)),
         ("cloud-hypervisor", slow, Box::new(cloud::run)),
         ("version", quick, Box::new(commands::version)),
         ("ls", quick, Box::new(commands::ls)),
