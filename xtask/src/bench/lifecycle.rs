@@ -241,8 +241,6 @@ impl Raw {
     /// Stops, writes, syncs and ends it.
     fn save(&mut self) -> Result<Duration> {
         let (running, mut monitor) = self.running.take().context("the raw guest is off")?;
-        // Of the round before.
-        let _ = std::fs::remove_file(&self.state);
         let begun = Instant::now();
         monitor.execute("stop", json!({}))?;
         let file = File::create(&self.state).context("making the raw state")?;
@@ -261,6 +259,8 @@ impl Raw {
         monitor.migrate("migrate-incoming", &file, self.mapped)?;
         monitor.execute("cont", json!({}))?;
         let taken = begun.elapsed();
+        // Untimed: a file system may take most of a second to free its blocks.
+        std::fs::remove_file(&self.state).context("removing the raw state")?;
         idle(running.pid()?, self.limit)?;
         self.running = Some((running, monitor));
         Ok(taken)

@@ -15,6 +15,7 @@ mod circumstances;
 mod cloud;
 mod commands;
 mod copy;
+mod guest;
 mod installation;
 mod kill;
 mod lifecycle;
@@ -56,6 +57,8 @@ enum Bench {
     Kill(InnArguments),
     /// Pause, resume, suspend and restore of a 1 GiB guest against raw QMP, and a start from saved against a cold boot.
     Lifecycle(InnArguments),
+    /// CPU, disk and network of a guest under our plan, against the best options by hand.
+    Guest(InnArguments),
     /// The keeper's private memory.
     Memory(InnArguments),
     /// `inn cp` against the raw channel, and `inn exec` beside it.
@@ -102,9 +105,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         Bench::Boot(arguments) => single("boot", arguments, Pace::Slow, boot::run),
         Bench::Run(arguments) => single("run", arguments, Pace::Slow, start::run),
         Bench::Kill(arguments) => single("kill", arguments, Pace::Slow, kill::run),
-        Bench::Lifecycle(arguments) => {
-            single("lifecycle", arguments, Pace::Slow, lifecycle::run)
-        }
+        Bench::Lifecycle(arguments) => single("lifecycle", arguments, Pace::Slow, lifecycle::run),
+        Bench::Guest(arguments) => single("guest", arguments, Pace::Slow, guest::run),
         Bench::Memory(arguments) => single("memory", arguments, Pace::Slow, memory::run),
         Bench::Cp(arguments) => single("cp", &arguments.inn, Pace::Slow, |installation, pairs| {
             copy::run(installation, pairs, arguments.size_mib)
@@ -171,6 +173,7 @@ fn all(arguments: &CopyArguments) -> Result<()> {
         ("run", slow, Box::new(start::run)),
         ("kill", slow, Box::new(kill::run)),
         ("lifecycle", slow, Box::new(lifecycle::run)),
+        ("guest", slow, Box::new(guest::run)),
         ("cloud-hypervisor", slow, Box::new(cloud::run)),
         ("version", quick, Box::new(commands::version)),
         ("ls", quick, Box::new(commands::ls)),

@@ -68,6 +68,21 @@ impl RawVm {
         Ok(other)
     }
 
+    /// Returns the same VM with sockets and logs in another directory.
+    pub(super) fn moved(&self, directory: &Path) -> Result<Self> {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("making {}", directory.display()))?;
+        Ok(Self {
+            argv: self.argv.clone(),
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// The arguments, to be changed.
+    pub(super) fn arguments_mut(&mut self) -> &mut Vec<String> {
+        &mut self.argv
+    }
+
     /// Measures from the spawn until QEMU has answered its first command: a greeting comes long before it takes any.
     pub(super) fn until_it_answers(&self, limit: Duration) -> Result<Duration> {
         self.measure("qmp", limit, |mut reader| {
