@@ -15,9 +15,12 @@ mod circumstances;
 mod cloud;
 mod commands;
 mod copy;
+mod guest;
 mod installation;
 mod kill;
+mod lifecycle;
 mod memory;
+mod monitor;
 mod raw;
 mod report;
 mod start;
@@ -52,6 +55,10 @@ enum Bench {
     Run(InnArguments),
     /// `inn kill` to gone, and a killed QEMU until it is told as failed.
     Kill(InnArguments),
+    /// Pause, resume, suspend and restore of a 1 GiB guest against raw QMP, and a start from saved against a cold boot.
+    Lifecycle(InnArguments),
+    /// CPU, disk and network of a guest under our plan, against the best options by hand.
+    Guest(InnArguments),
     /// The keeper's private memory.
     Memory(InnArguments),
     /// `inn cp` against the raw channel, and `inn exec` beside it.
@@ -98,6 +105,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         Bench::Boot(arguments) => single("boot", arguments, Pace::Slow, boot::run),
         Bench::Run(arguments) => single("run", arguments, Pace::Slow, start::run),
         Bench::Kill(arguments) => single("kill", arguments, Pace::Slow, kill::run),
+        Bench::Lifecycle(arguments) => single("lifecycle", arguments, Pace::Slow, lifecycle::run),
+        Bench::Guest(arguments) => single("guest", arguments, Pace::Slow, guest::run),
         Bench::Memory(arguments) => single("memory", arguments, Pace::Slow, memory::run),
         Bench::Cp(arguments) => single("cp", &arguments.inn, Pace::Slow, |installation, pairs| {
             copy::run(installation, pairs, arguments.size_mib)
@@ -163,6 +172,8 @@ fn all(arguments: &CopyArguments) -> Result<()> {
         ("boot", slow, Box::new(boot::run)),
         ("run", slow, Box::new(start::run)),
         ("kill", slow, Box::new(kill::run)),
+        ("lifecycle", slow, Box::new(lifecycle::run)),
+        ("guest", slow, Box::new(guest::run)),
         ("cloud-hypervisor", slow, Box::new(cloud::run)),
         ("version", quick, Box::new(commands::version)),
         ("ls", quick, Box::new(commands::ls)),

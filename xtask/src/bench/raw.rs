@@ -68,6 +68,21 @@ impl RawVm {
         Ok(other)
     }
 
+    /// Returns the same VM with sockets and logs in another directory.
+    pub(super) fn moved(&self, directory: &Path) -> Result<Self> {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("making {}", directory.display()))?;
+        Ok(Self {
+            argv: self.argv.clone(),
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// The arguments, to be changed.
+    pub(super) fn arguments_mut(&mut self) -> &mut Vec<String> {
+        &mut self.argv
+    }
+
     /// Measures from the spawn until QEMU has answered its first command: a greeting comes long before it takes any.
     pub(super) fn until_it_answers(&self, limit: Duration) -> Result<Duration> {
         self.measure("qmp", limit, |mut reader| {
@@ -83,15 +98,13 @@ impl RawVm {
         self.measure(chardev, limit, |reader| wait_for(reader, marker))
     }
 
-    fn measure(
-        &self,
-        chardev: &str,
-        limit: Duration,
-        find: impl FnOnce(Deadline) -> std::io::Result<bool>,
-    ) -> Result<Duration> {
+    /// Starts it, with more arguments at the end, and leaves it running.
+    ///
+    /// The chardevs that are named are connected to before QEMU exists.
+    pub(super) fn start(&self, more: &[&str], chardevs: &[&str]) -> Result<RawRunning> {
         let mut argv = self.argv.clone();
         let mut listeners = Vec::new();
-        let mut stream = None;
+        let mut streams = Vec::new();
         for argument in &mut argv[1..] {
             let Some(id) = inherited(argument).map(str::to_owned) else {
                 continue;
@@ -105,39 +118,89 @@ impl RawVm {
                 .context("letting a socket be inherited")?;
             let log = self.directory.join(format!("{id}.log"));
             *argument = rewritten(argument, listener.as_raw_fd(), &log)?;
-            if id == chardev {
-                stream = Some(
-                    UnixStream::connect(&socket).context("connecting to the raw VM's socket")?,
-                );
+            if chardevs.contains(&id.as_str()) {
+                let stream =
+                    UnixStream::connect(&socket).context("connecting to the raw VM's socket")?;
+                streams.push((id, stream));
             }
             listeners.push(listener);
         }
-        let stream = stream.with_context(|| format!("QEMU has no socket named {chardev}"))?;
+        if let Some(missing) = chardevs
+            .iter()
+            .find(|id| streams.iter().all(|(other, _)| other != **id))
+        {
+            bail!("QEMU has no socket named {missing}");
+        }
         let mut command = Command::new(&argv[0]);
         command
             .args(&argv[1..])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit());
-        let start = Instant::now();
+        let begun = Instant::now();
         let child = Killed(
             command
                 .spawn()
                 .with_context(|| format!("starting {}", argv[0]))?,
         );
-        // Only QEMU holds them now, so that its end ends the stream.
+        // Only QEMU holds them now, so that its end ends the streams.
         drop(listeners);
+        Ok(RawRunning {
+            begun,
+            child,
+            streams,
+        })
+    }
+
+    fn measure(
+        &self,
+        chardev: &str,
+        limit: Duration,
+        find: impl FnOnce(Deadline) -> std::io::Result<bool>,
+    ) -> Result<Duration> {
+        let mut running = self.start(&[], &[chardev])?;
         let reader = Deadline {
-            stream,
-            until: start + limit,
+            stream: running.stream(chardev)?,
+            until: running.begun + limit,
         };
         let found = find(reader).with_context(|| format!("waiting for {chardev} of the raw VM"))?;
-        let taken = start.elapsed();
-        drop(child);
+        let taken = running.begun.elapsed();
+        drop(running);
         if !found {
             bail!("the raw QEMU ended before {chardev} said what was waited for");
         }
         Ok(taken)
+    }
+}
+
+/// A raw VM that runs until this is dropped.
+pub(super) struct RawRunning {
+    /// When it was spawned.
+    pub(super) begun: Instant,
+    child: Killed,
+    streams: Vec<(String, UnixStream)>,
+}
+
+impl RawRunning {
+    /// Takes the connection to a chardev that it was started with.
+    pub(super) fn stream(&mut self, chardev: &str) -> Result<UnixStream> {
+        let at = self.streams.iter().position(|(id, _)| id == chardev);
+        let at = at.with_context(|| format!("{chardev} is not connected to"))?;
+        Ok(self.streams.swap_remove(at).1)
+    }
+
+    /// Takes the connection to a chardev, to be read for so long from now on.
+    pub(super) fn reader(&mut self, chardev: &str, limit: Duration) -> Result<Deadline> {
+        Ok(Deadline {
+            stream: self.stream(chardev)?,
+            until: Instant::now() + limit,
+        })
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> Result<i32> {
+        i32::try_from(self.child.0.id()).context("a process number that is none")
     }
 }
 

@@ -54,11 +54,21 @@ pub(crate) struct Row {
 impl Row {
     /// Makes a row of timed pairs (ours, theirs) in milliseconds.
     pub(super) fn of_pairs(name: String, pairs: &[(f64, f64)], goal: Option<Goal>) -> Result<Self> {
+        Self::of_pairs_in(name, Unit::Milliseconds, pairs, goal)
+    }
+
+    /// Makes a row of pairs (ours, theirs) in another unit.
+    pub(super) fn of_pairs_in(
+        name: String,
+        unit: Unit,
+        pairs: &[(f64, f64)],
+        goal: Option<Goal>,
+    ) -> Result<Self> {
         let summary = summarise(pairs).context("no pairs")?;
         let (ours_values, theirs_values) = pairs.iter().copied().unzip();
         Ok(Self {
             name,
-            unit: Unit::Milliseconds,
+            unit,
             ours: summary.ours_alone_ms,
             verdict: goal.map(|goal| goal.judge(summary.ours_alone_ms, Some(&summary))),
             peer: Some(summary),

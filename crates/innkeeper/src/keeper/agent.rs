@@ -259,13 +259,15 @@ fn welcome(
 ) {
     tokio::spawn(async move {
         let started = Instant::now();
-        match channel.readiness().await {
+        // Both at once: a guest that has just come back from disk under emulation takes long for every answer.
+        let (readiness, interfaces) = tokio::join!(channel.readiness(), channel.addresses());
+        match readiness {
             Ok(readiness) => tell_readiness(&readiness, &news),
             Err(error) => drop(news.send(AgentNews::Problem(format!(
                 "can't ask how ready the guest is: {error}"
             )))),
         }
-        if let Ok(interfaces) = channel.addresses().await {
+        if let Ok(interfaces) = interfaces {
             let _ = news.send(AgentNews::Addresses(addresses(&interfaces)));
         }
         for mount in mounts {

@@ -167,9 +167,7 @@ impl Actor {
         self.clock_is_late = true;
         self.set_late_clock();
         // Left by a keeper that died before the CPUs ran; they do now.
-        if let Err(error) = self.context.bundle.forget_used() {
-            self.say(&error.chain().join(": "));
-        }
+        forget_used(self.context.bundle.clone(), self.news.clone());
         self.answer_resumers();
     }
 
@@ -343,9 +341,13 @@ impl Actor {
                 self.returning = Some(cancel);
                 self.launching = Some(tokio::spawn(async move {
                     let result = bring_back(driver, &bundle, &config, &saved, run, cancelled).await;
+                    let goes = result.is_ok();
                     let _ = news.send(News::Launched(Box::new(
                         result.map(|running| (running, identity)),
                     )));
+                    if goes {
+                        forget_used(bundle, news);
+                    }
                 }));
             }
         }
@@ -496,8 +498,17 @@ async fn bring_back(
         }
         return Err(error);
     }
-    bundle.forget_used()?;
     Ok(running)
+}
+
+/// Removes what the running machine was brought back from. Nobody waits for it: a file system may take most of a second to free that many blocks,
+/// and what a keeper that ends before leaves there counts for nothing and goes with the run's directory.
+fn forget_used(bundle: Bundle, news: mpsc::UnboundedSender<News>) {
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = bundle.forget_used() {
+            let _ = news.send(News::Failed("remove what was saved", error));
+        }
+    });
 }
 
 async fn until_it_goes(events: &mut mpsc::UnboundedReceiver<MachineEvent>) -> Result<()> {
