@@ -46,6 +46,7 @@ mod session;
 #[cfg(target_os = "linux")]
 mod transfer;
 #[cfg(target_os = "linux")]
+mod unmount;
 mod users;
 
 use std::process::ExitCode;

@@ -23,10 +23,11 @@ use tokio::sync::mpsc;
 use super::plan::Plan;
 use super::process::ProcessIdentity;
 use super::qmp::{Qmp, QmpError, QmpEvent};
-use super::record::{Record, log_tail};
+use super::record::{Record, SidecarRecord, log_tail};
 use super::restore::Incoming;
+use super::served;
 use crate::driver::MachineConfig;
-use crate::drivers::start::{Output, Undo, open_log, require_files, spawn, take_lock};
+use crate::drivers::start::{Opened, Output, Undo, open_log, require_files, spawn, take_lock};
 use crate::error::{Error, Result};
 use crate::spec::{Bytes, ForwardSpec, Protocol};
 
@@ -83,17 +84,22 @@ pub(super) async fn launch(
             &sidecar.program,
             &sidecar.arguments,
             &sidecar.descriptors,
-            None,
+            Opened::default(),
             Output::both(&log),
             &mut undo,
         )?;
         undo.children.push(child);
     }
+    let told = (config.paths.vmm_log.as_path(), log_start);
+    let connections = served::connect_all(&plan.sidecars, &mut undo.children, told).await?;
     let child = spawn(
         &plan.program,
         &plan.arguments,
         &plan.descriptors,
-        Some(lock),
+        Opened {
+            lock: Some(lock),
+            connections,
+        },
         Output::both(&log),
         &mut undo,
     )?;
@@ -130,8 +136,11 @@ pub(super) async fn launch(
     };
     let process = identity(child, Some(&config.paths.vmm_lock))?;
     let mut sidecars = Vec::new();
-    for sidecar in undo.children.iter().take(plan.sidecars.len()) {
-        sidecars.push(identity(sidecar, None)?);
+    for (sidecar, child) in plan.sidecars.iter().zip(&undo.children) {
+        sidecars.push(SidecarRecord {
+            process: identity(child, None)?,
+            device: sidecar.serves.as_ref().map(|serves| serves.device.clone()),
+        });
     }
     let (major, minor, micro) = qmp.version().unwrap_or_default();
     let record = Record {

@@ -36,6 +36,7 @@ mod qmp;
 mod record;
 mod resize;
 mod restore;
+mod served;
 mod shape;
 mod suspend;
 mod tracker;
@@ -60,7 +61,7 @@ use crate::spec::Arch;
 
 pub use self::host::{
     Acceleration, Emulator, MachineType, QemuHost, Refusal, TpmEmulator, UefiFirmware, Virtiofsd,
-    VirtiofsdDialect,
+    VirtiofsdDialect, VirtiofsdSandbox,
 };
 
 /// Name that specs and people use.

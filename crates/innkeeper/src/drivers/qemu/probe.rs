@@ -33,7 +33,7 @@ use crate::spec::Arch;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Version of the cache file's meaning.
-const CACHE_VERSION: u32 = 4;
+const CACHE_VERSION: u32 = 5;
 
 /// Name of the program that plays a TPM.
 const SWTPM: &str = "swtpm";

@@ -17,6 +17,7 @@ mod lifecycle;
 mod many;
 mod pausing;
 mod saving;
+mod shares;
 
 use std::fmt;
 use std::future::Future;
@@ -254,6 +255,13 @@ pub const TRIALS: &[Trial] = trials![
     devices::a_balloon_takes_a_new_target [Can(C::Balloon)],
     devices::what_was_given_comes_back_after_a_suspend [Has(Memory), Can(C::CpuHotplug), Can(C::Suspend)],
     devices::a_change_of_what_stands_still_is_refused [Can(C::Pause)],
+    shares::folders_are_read_and_written_and_outlive_a_restart [Can(C::ShareVirtiofs), Can(C::Adoption), Has(Mounts), Has(Agent)],
+    shares::a_dead_virtiofsd_is_told_and_the_vm_lives [Can(C::ShareVirtiofs), Has(Mounts), Has(Agent)],
+    shares::folders_leave_for_a_suspend_and_come_back [Can(C::ShareVirtiofs), Can(C::Suspend), Can(C::Adoption), Has(Mounts), Has(Agent)],
+    shares::a_suspend_names_what_uses_a_folder [Can(C::ShareVirtiofs), Can(C::Suspend), Has(Mounts), Has(Agent)],
+    shares::a_paused_vm_with_folders_is_not_suspended [Can(C::ShareVirtiofs), Can(C::Suspend), Can(C::Pause), Has(Mounts), Has(Agent)],
+    shares::folders_come_back_whenever_the_keeper_dies [Can(C::ShareVirtiofs), Can(C::Suspend), Can(C::Adoption), Has(Mounts), Has(Agent)],
+    shares::a_suspend_that_fails_gives_folders_back [Can(C::ShareVirtiofs), Can(C::Suspend), Has(Mounts), Has(Agent)],
     devices::an_obstacle_to_a_suspend_is_named_and_it_runs_on [Can(C::Suspend), Can(C::ShareVirtiofs), Says(ButtonOnly)],
 ];
 
