@@ -15,6 +15,7 @@ mod process;
 mod requirements;
 mod testing;
 mod tidy;
+mod virtiofsd;
 mod workspace;
 
 use std::process::ExitCode;

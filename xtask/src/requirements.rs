@@ -132,6 +132,20 @@ pub(crate) const REQUIREMENTS: &[Requirement] = &[
     ),
     Requirement::new("plays the TPM of VMs", "swtpm", Test, Program("swtpm")).optional(),
     Requirement::new(
+        "builds virtiofsd, which serves shared folders",
+        "libcap-ng-dev",
+        Test,
+        AnyFile(&["/usr/include/cap-ng.h"]),
+    )
+    .optional(),
+    Requirement::new(
+        "builds virtiofsd too",
+        "libseccomp-dev",
+        Test,
+        AnyFile(&["/usr/include/seccomp.h"]),
+    )
+    .optional(),
+    Requirement::new(
         "UEFI for x86-64 VMs",
         "ovmf",
         Test,

@@ -35,6 +35,7 @@ pub const FEATURES: &[&str] = &[
     "ssh-host-keys",
     "bring-online",
     "vsock",
+    "unmount",
 ];
 
 /// A protocol version.
@@ -123,8 +124,10 @@ pub enum Request {
         /// How many CPUs there should be.
         cpus: u32,
     },
-    /// Mounts a file system.
+    /// Mounts a file system; one that is mounted there already is as good.
     Mount(MountRequest),
+    /// Unmounts a file system, or tells what uses it.
+    Unmount(UnmountRequest),
     /// Sets the host name until the next boot.
     SetHostname {
         /// The new name.
@@ -278,6 +281,16 @@ pub struct MountRequest {
     pub read_only: bool,
 }
 
+/// A file system to unmount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnmountRequest {
+    /// virtiofs tag, as it was mounted.
+    pub source: String,
+    /// Absolute mount point.
+    pub path: String,
+}
+
 /// A log that the agent can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -348,6 +361,8 @@ pub enum Reply {
     Metrics(Metrics),
     /// Readiness details.
     Readiness(Readiness),
+    /// Whether a file system is unmounted: it is if nothing uses it.
+    Unmounted(MountUsers),
     /// Done, with nothing to tell.
     Done,
 }
@@ -480,6 +495,58 @@ pub struct CloudInit {
     pub stage: Option<String>,
     /// Errors it reports.
     pub errors: Vec<String>,
+}
+
+/// What keeps a file system from being unmounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountUsers {
+    /// True while it is in use, even if no user of it could be found.
+    pub in_use: bool,
+    /// Those that were found, at most [`MOUNT_USERS`].
+    pub users: Vec<MountUser>,
+    /// True when there are more.
+    pub more: bool,
+}
+
+/// The most users of a file system that are told.
+pub const MOUNT_USERS: usize = 32;
+
+/// The most characters of a path or name that are told of one.
+pub const MOUNT_USER_TEXT: usize = 256;
+
+/// Something that uses a file system.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountUser {
+    /// Process; none for a mount.
+    pub pid: Option<u32>,
+    /// Name of the process.
+    pub command: String,
+    /// What it has there.
+    pub what: MountUse,
+    /// The file or directory.
+    pub path: String,
+}
+
+/// How something uses a file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountUse {
+    /// An open file.
+    OpenFile,
+    /// Its working directory.
+    WorkingDirectory,
+    /// Its root directory.
+    Root,
+    /// A file in its memory, such as a program or library.
+    MappedFile,
+    /// A mount, there or of the same file system elsewhere.
+    Mount,
+    /// Something else.
+    #[default]
+    #[serde(other)]
+    Other,
 }
 
 /// Something that an agent tells by itself.

@@ -149,6 +149,11 @@ pub trait Machine: Send + Sync {
         None
     }
 
+    /// Takes out and puts back devices that can't be saved, if this machine may have such.
+    fn unsaved(&self) -> Option<&dyn Unsaved> {
+        None
+    }
+
     /// Changes the number of CPUs and the size of memory while it runs, if the driver can.
     fn resize(&self) -> Option<&dyn Resize> {
         None
@@ -209,13 +214,33 @@ pub trait Pause: Send + Sync {
 pub trait Suspend: Send + Sync {
     /// Writes memory and devices into `directory`, which exists and is empty, and returns what is needed to bring them back.
     ///
-    /// Requires: the CPUs stand still. Guarantees: on success everything is on stable storage, the machine still lives and stands still,
+    /// Requires: the CPUs stand still; what [`Unsaved`] names is out. Guarantees: on success everything is on stable storage, the machine still lives and stands still,
     /// and the disks hold what the guest wrote up to that moment; the caller then ends it by `kill`. On an error, or when the future is
     /// dropped, the machine can be resumed as if nothing had been asked; what lies in `directory` is worth nothing.
     async fn save(&self, directory: &Path) -> Result<SavedMachine>;
 
-    /// Tells why this machine can't be saved as it is now, such as a shared folder that is attached; none if it can.
+    /// Tells why this machine can't be saved as it is now; none if it can, or can without the devices that [`Unsaved`] takes out.
     async fn obstacle(&self) -> Result<Option<Unsupported>>;
+}
+
+/// Devices that can't be saved, because what they know is in another process, such as a shared folder: they are taken out before the
+/// machine is saved and put back after it, so that the guest sees them go and come. They are named as in the config.
+#[async_trait]
+pub trait Unsaved: Send + Sync {
+    /// Names those that the machine has now.
+    async fn present(&self) -> Result<Vec<String>>;
+
+    /// Asks the guest to let go of every one of them, and returns when it has and the processes behind them are no longer needed.
+    ///
+    /// Requires: the CPUs run, and nothing in the guest uses them any more. Errors: `TimedOut` if the guest does not let go; it may do so
+    /// later, which `MachineEvent::TakenOut` tells. On an error, or when the future is dropped, some may be out: `put_back` mends that.
+    async fn take_out(&self) -> Result<()>;
+
+    /// Puts in every one that the config has and the machine lacks, with a process of its own; those that are there are left alone.
+    ///
+    /// Returns the machine's record as it is now, for the engine to keep. The CPUs may stand still; the guest sees the devices when they
+    /// go on. Errors: within 5 s for each device whose process does not answer; the machine is none the worse for it.
+    async fn put_back(&self, config: &MachineConfig) -> Result<serde_json::Value>;
 }
 
 /// A machine's memory and devices in files.
@@ -340,6 +365,10 @@ pub enum MachineEvent {
     WatchdogFired,
     /// The guest let go of a device that it was asked to: a disk's name, or an interface's MAC address.
     Detached(String),
+    /// The guest let go of a device that can't be saved ([`Unsaved`]), asked or not: its name.
+    TakenOut(String),
+    /// The process that serves a device has ended, and the device does nothing any more: its name. The guest runs on.
+    Severed(String),
     /// The hypervisor stopped the CPUs because it could not go on; it still lives. Says what happened.
     Faulted(String),
     /// The control connection is gone or does not answer, though the process lives.

@@ -203,26 +203,37 @@ impl HostBuilder {
             set("INNKEEPER_ACCEL", accel.into());
         }
         let mut drivers = self.drivers;
-        drivers.push(Arc::new(QemuDriver::new(QemuOptions {
+        let beside = agent_directories(self.libexec, &helper);
+        // After the places where distributions put it, which don't stand in PATH.
+        let virtiofsd: Vec<PathBuf> = beside
+            .iter()
+            .chain(&search_path)
+            .map(|directory| directory.join("virtiofsd"))
+            .collect();
+        let mut qemu = QemuOptions {
             accel_override: self.accel.clone(),
             cache: Some(root.home().join("cache/qemu.json")),
             ..QemuOptions::of(search_path.clone(), &boot_id)
-        })));
+        };
+        qemu.virtiofsd_candidates.extend(virtiofsd.iter().cloned());
+        drivers.push(Arc::new(QemuDriver::new(qemu)));
         #[cfg(target_os = "linux")]
-        drivers.push(Arc::new(CloudHypervisorDriver::new(
-            CloudHypervisorOptions {
+        {
+            let mut options = CloudHypervisorOptions {
                 accel_override: self.accel,
                 cache: Some(root.home().join("cache/cloud-hypervisor.json")),
                 ..CloudHypervisorOptions::of(search_path.clone(), boot_id.clone())
-            },
-        )));
+            };
+            options.virtiofsd_candidates.extend(virtiofsd);
+            drivers.push(Arc::new(CloudHypervisorDriver::new(options)));
+        }
         // After QEMU, since nobody has run it yet: where both can, the one that was tried is taken.
         drivers.push(Arc::new(VzDriver::new(boot_id)));
         let images = Store::open(root.image_store())?;
         Ok(Host {
             engine: Engine {
                 drivers,
-                agents: Agents::new(agent_directories(self.libexec, &helper)),
+                agents: Agents::new(beside),
                 helper,
                 helper_environment: environment,
                 catalogues: self.catalogues,

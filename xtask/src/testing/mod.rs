@@ -22,7 +22,7 @@ pub(crate) use view::{ViewArguments, enter as enter_view};
 
 use crate::process::{self, cargo, is_root, say};
 use crate::requirements::Purpose;
-use crate::{agent, check, packages, workspace};
+use crate::{agent, check, packages, virtiofsd, workspace};
 
 /// What to test.
 #[derive(Args)]
@@ -58,6 +58,9 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
         check::run()?;
     }
     let libexec = agent::build(agent::Architectures::All)?;
+    if !arguments.no_install {
+        virtiofsd::ensure()?;
+    }
     let account = if is_root() {
         account::Account::make()?
     } else {

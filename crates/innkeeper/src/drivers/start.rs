@@ -37,6 +37,8 @@ pub(super) struct Descriptor {
 pub(super) enum DescriptorRole {
     /// A unix stream socket that listens at a path.
     Listener(PathBuf),
+    /// A unix stream socket that is connected to the sidecar which listens at a path, and that it has answered.
+    Connection(PathBuf),
     /// A named pipe, both of whose ends the process holds: it never sees its reader go.
     #[cfg(target_os = "linux")]
     Pipe(PathBuf),
@@ -53,6 +55,17 @@ pub(super) struct Sidecar {
     pub(super) arguments: Vec<String>,
     /// The descriptors that it inherits.
     pub(super) descriptors: Vec<Descriptor>,
+    /// The device that it serves, if that can do without it for a while.
+    pub(super) serves: Option<Serves>,
+}
+
+/// What a sidecar serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Serves {
+    /// Id of the device.
+    pub(super) device: String,
+    /// The same in words, for people.
+    pub(super) what: String,
 }
 
 /// A process beside a hypervisor that can't be handed its sockets, and makes them itself: whoever connects has to wait for it.
@@ -80,6 +93,24 @@ impl<'a> Output<'a> {
             stdout: file,
             stderr: file,
         }
+    }
+}
+
+/// What was opened before a process is started and is handed over to it.
+#[derive(Default)]
+pub(super) struct Opened {
+    /// The lock file, locked.
+    pub(super) lock: Option<File>,
+    /// Connections to sidecars, by the path at which they listen.
+    pub(super) connections: Vec<(PathBuf, OwnedFd)>,
+}
+
+impl Opened {
+    fn missing(what: &str) -> Error {
+        Error::new(
+            ErrorKind::Failure,
+            format!("the plan hands over {what} that was not made"),
+        )
     }
 }
 
@@ -184,7 +215,7 @@ pub(super) fn spawn(
     program: &Path,
     arguments: &[String],
     descriptors: &[Descriptor],
-    mut lock: Option<File>,
+    mut opened: Opened,
     output: Output<'_>,
     undo: &mut Undo,
 ) -> Result<Child> {
@@ -195,15 +226,15 @@ pub(super) fn spawn(
             DescriptorRole::Listener(path) => listen(path, undo)?.into(),
             #[cfg(target_os = "linux")]
             DescriptorRole::Pipe(path) => make_pipe(path, undo)?.into(),
-            DescriptorRole::Lock(_) => match lock.take() {
-                Some(lock) => lock.into(),
-                None => {
-                    return Err(Error::new(
-                        ErrorKind::Failure,
-                        "the plan hands over a lock that was not taken",
-                    ));
-                }
-            },
+            DescriptorRole::Connection(path) => {
+                let place = opened.connections.iter().position(|(at, _)| at == path);
+                let place = place.ok_or_else(|| Opened::missing("a connection"))?;
+                opened.connections.swap_remove(place).1
+            }
+            DescriptorRole::Lock(_) => {
+                let lock = opened.lock.take();
+                lock.ok_or_else(|| Opened::missing("a lock"))?.into()
+            }
         };
         mappings.push(FdMapping {
             parent_fd: parent,
@@ -250,8 +281,16 @@ pub(super) async fn spawn_self_made(
         program,
         arguments,
         descriptors,
+        ..
     } = &made.sidecar;
-    let mut child = spawn(program, arguments, descriptors, None, output, undo)?;
+    let mut child = spawn(
+        program,
+        arguments,
+        descriptors,
+        Opened::default(),
+        output,
+        undo,
+    )?;
     match wait_until_it_listens(path, program, &mut child).await {
         Ok(()) => Ok(child),
         Err(error) => {

@@ -6,7 +6,7 @@ use super::{ExecPosition, ExecSession, GuestError};
 use bytes::Bytes;
 use innkeeper_agent::message::{
     AgentEvent, Closing, ErrorKind, ExecRequest, Failure, GuestLog, Hello, Interface, Metrics,
-    MountRequest, Readiness, Reply, Request, SessionInfo, ShutdownKind,
+    MountRequest, MountUsers, Readiness, Reply, Request, SessionInfo, ShutdownKind, UnmountRequest,
 };
 use innkeeper_agent::mux::{Config, Event, Side, WINDOW};
 use std::sync::Arc;
@@ -249,6 +249,14 @@ impl GuestChannel {
     /// Mounts a share or device in the guest.
     pub async fn mount(&self, request: MountRequest) -> Result<(), GuestError> {
         self.done(&Request::Mount(request)).await
+    }
+
+    /// Unmounts a share in the guest; what uses it is told, and then it stays mounted.
+    pub async fn unmount(&self, request: UnmountRequest) -> Result<MountUsers, GuestError> {
+        match self.ask(&Request::Unmount(request)).await? {
+            Reply::Unmounted(users) => Ok(users),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Sets the guest's host name until its next boot.

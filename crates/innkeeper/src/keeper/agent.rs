@@ -1,18 +1,18 @@
 //! The keeper's end of the channel to the agent: what it tells, and what it is asked.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use innkeeper_agent::message::{
-    AgentEvent, Hello, Interface, Metrics, MountRequest, Readiness, ShutdownKind, VsockDirection,
+    AgentEvent, Hello, Interface, Metrics, Readiness, ShutdownKind, VsockDirection,
 };
 use innkeeper_api::ErrorKind;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use super::readiness::CloudInit;
+use super::shares::Shares;
 use crate::driver::Machine;
-use crate::engine::configure::share_tag;
 use crate::error::{Error, Result};
 use crate::guest::{AgentPhase, AgentStatus, ChannelOptions, GuestChannel, VsockOpening, relay};
 use crate::spec::ShareSpec;
@@ -57,17 +57,24 @@ pub(crate) enum AgentNews {
 #[derive(Clone)]
 pub(crate) struct AgentLink {
     channel: tokio::sync::watch::Receiver<Option<GuestChannel>>,
+    shares: Shares,
+    news: mpsc::UnboundedSender<AgentNews>,
 }
 
 impl AgentLink {
-    /// Opens the channel and keeps it open; the news end when the link is dropped or the machine is gone.
+    /// Opens the channel and keeps it open; the news end when nobody takes them. The shares are mounted from `let_mount` on.
     pub(crate) fn open(
         machine: Arc<dyn Machine>,
         shares: &[ShareSpec],
     ) -> (AgentLink, mpsc::UnboundedReceiver<AgentNews>) {
         let (news, receiver) = mpsc::unbounded_channel();
         let (publish, channel) = tokio::sync::watch::channel(None);
-        let mounts = mounts(shares);
+        let shares = Shares::new(shares);
+        let link = AgentLink {
+            channel,
+            shares: shares.clone(),
+            news: news.clone(),
+        };
         tokio::spawn(async move {
             loop {
                 // The machine is gone when nobody takes the news any more.
@@ -77,7 +84,7 @@ impl AgentLink {
                 if let Ok(stream) = machine.agent_channel().await {
                     let channel = GuestChannel::start(stream, ChannelOptions::default());
                     publish.send_replace(Some(channel.clone()));
-                    listen(&channel, &mounts, &news).await;
+                    listen(&channel, &shares, &news).await;
                     publish.send_replace(None);
                 }
                 tokio::select! {
@@ -86,7 +93,7 @@ impl AgentLink {
                 }
             }
         });
-        (AgentLink { channel }, receiver)
+        (link, receiver)
     }
 
     fn channel(&self) -> Option<GuestChannel> {
@@ -112,6 +119,26 @@ impl AgentLink {
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("the agent does not answer".to_owned()),
         }
+    }
+
+    /// Lets the shares be mounted: their devices are there.
+    pub(crate) fn let_mount(&self) {
+        self.shares.let_mount();
+    }
+
+    /// Waits until the shares' devices are there, or it is known that they can't be.
+    pub(crate) async fn until_shares_are_there(&self) {
+        self.shares.until_open().await;
+    }
+
+    /// Unmounts all shares, or none. Errors: why they can't be, with what uses them.
+    pub(crate) async fn unmount_shares(&self) -> Result<(), Error> {
+        self.shares.unmount(self.channel(), &self.news).await
+    }
+
+    /// Mounts the shares after they were unmounted for nothing.
+    pub(crate) async fn mount_shares_again(&self) {
+        self.shares.mount_again(self.channel(), &self.news).await;
     }
 
     /// Asks the agent to bring CPUs and memory into use that were added, if there is an agent that knows how.
@@ -166,25 +193,8 @@ impl AgentLink {
     }
 }
 
-fn mounts(shares: &[ShareSpec]) -> Vec<MountRequest> {
-    shares
-        .iter()
-        .enumerate()
-        .map(|(index, share)| MountRequest {
-            source: share_tag(index),
-            path: share.guest.display().to_string(),
-            fstype: "virtiofs".to_owned(),
-            read_only: share.read_only,
-        })
-        .collect()
-}
-
 /// Turns what the channel tells into news, until the channel ends or nobody listens.
-async fn listen(
-    channel: &GuestChannel,
-    mounts: &[MountRequest],
-    news: &mpsc::UnboundedSender<AgentNews>,
-) {
+async fn listen(channel: &GuestChannel, shares: &Shares, news: &mpsc::UnboundedSender<AgentNews>) {
     let mut status = channel.status();
     let mut events = channel.events();
     let mut greeted = 0;
@@ -197,7 +207,7 @@ async fn listen(
             // The same agent too: a link that fell out of step, as after a return from disk, lost what was asked over it.
             greeted = now.handshakes;
             let _ = news.send(greeting(hello));
-            welcome(channel.clone(), mounts.to_vec(), news.clone());
+            welcome(channel.clone(), shares.clone(), news.clone());
         }
         match (&told.phase, &now.phase) {
             (AgentPhase::Silent { .. }, AgentPhase::Ready) => drop(news.send(AgentNews::Heard)),
@@ -252,13 +262,8 @@ fn greeting(hello: &Hello) -> AgentNews {
 }
 
 /// What an agent that has just come up is asked: how ready its guest is, the right time, and to mount the shares.
-fn welcome(
-    channel: GuestChannel,
-    mounts: Vec<MountRequest>,
-    news: mpsc::UnboundedSender<AgentNews>,
-) {
+fn welcome(channel: GuestChannel, shares: Shares, news: mpsc::UnboundedSender<AgentNews>) {
     tokio::spawn(async move {
-        let started = Instant::now();
         // Both at once: a guest that has just come back from disk under emulation takes long for every answer.
         let (readiness, interfaces) = tokio::join!(channel.readiness(), channel.addresses());
         match readiness {
@@ -270,15 +275,7 @@ fn welcome(
         if let Ok(interfaces) = interfaces {
             let _ = news.send(AgentNews::Addresses(addresses(&interfaces)));
         }
-        for mount in mounts {
-            let path = mount.path.clone();
-            if let Err(error) = channel.mount(mount).await {
-                let after = started.elapsed().as_secs_f64();
-                let message =
-                    format!("the share at {path} could not be mounted ({after:.1} s): {error}");
-                let _ = news.send(AgentNews::Problem(message));
-            }
-        }
+        shares.mount(&channel, &news).await;
         let _ = news.send(AgentNews::SharesDone);
     });
 }

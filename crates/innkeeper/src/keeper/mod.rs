@@ -21,6 +21,7 @@ mod log_files;
 mod process;
 mod readiness;
 mod server;
+mod shares;
 mod stats;
 mod unreachable;
 mod vsock;

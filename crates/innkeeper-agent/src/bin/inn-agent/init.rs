@@ -279,18 +279,21 @@ pub fn mount(request: &MountRequest) -> std::io::Result<Reply> {
     } else {
         &request.fstype
     };
+    // Asked for anew by a keeper that does not know what its predecessor had mounted.
+    let is_mounted = || crate::unmount::is_mounted(&source, &request.path, fstype);
+    if is_mounted() {
+        return Ok(Reply::Done);
+    }
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     if request.read_only {
         flags |= MountFlags::RDONLY;
     }
-    rustix::mount::mount(
-        source.as_str(),
-        path,
-        fstype,
-        flags,
-        None::<&std::ffi::CStr>,
-    )?;
-    Ok(Reply::Done)
+    let data = None::<&std::ffi::CStr>;
+    match rustix::mount::mount(source.as_str(), path, fstype, flags, data) {
+        // Somebody was quicker.
+        Err(rustix::io::Errno::BUSY) if is_mounted() => Ok(Reply::Done),
+        result => result.map(|()| Reply::Done).map_err(Into::into),
+    }
 }
 
 fn disk_by_serial(wanted: &str) -> std::io::Result<String> {

@@ -47,6 +47,7 @@ mod session;
 #[cfg(target_os = "linux")]
 mod transfer;
 #[cfg(target_os = "linux")]
+mod unmount;
 mod users;
 #[cfg(target_os = "linux")]
 mod vsock;

@@ -107,6 +107,7 @@ impl Operations {
                 | Request::SetTime { .. }
                 | Request::BringOnline { .. }
                 | Request::Mount(_)
+                | Request::Unmount(_)
                 | Request::SetHostname { .. }
         );
         if changes && !self.may_change_system {
@@ -136,6 +137,8 @@ impl Operations {
                     )
                 })
             }
+            Request::Unmount(request) => crate::unmount::unmount(&request)
+                .map_err(|error| failure(&format!("unmount {}", request.path), &error)),
             Request::SetHostname { hostname } => rustix::system::sethostname(hostname.as_bytes())
                 .map(|()| {
                     self.link.set_guest(crate::facts::guest_info(self.is_init));

@@ -49,8 +49,9 @@ pub fn main() -> ExitCode {
 
 /// Starts what serves requests; the caller then runs the link.
 pub fn start(is_init: bool, may_change_system: bool) -> (Arc<Link>, Arc<Operations>) {
-    // CPUs of the computer that a socket is on are not the guest's.
-    let offered = |feature: &str| may_change_system || feature != "bring-online";
+    // CPUs and mounts of the computer that a socket is on are not the guest's.
+    let offered =
+        |feature: &str| may_change_system || !["bring-online", "unmount"].contains(&feature);
     let link = Link::new(crate::facts::guest_info(is_init), offered);
     let operations = Operations::new(Arc::clone(&link), is_init, may_change_system);
     crate::network::watch(Arc::clone(&link));

@@ -27,7 +27,7 @@ use super::record::{Record, RunningSidecar};
 use super::wire::Ping;
 use crate::driver::MachineConfig;
 use crate::drivers::log::log_tail;
-use crate::drivers::start::{Output, Undo, open_log, require_files, spawn, take_lock};
+use crate::drivers::start::{Opened, Output, Undo, open_log, require_files, spawn, take_lock};
 use crate::drivers::vsock::SocketVsock;
 use crate::error::{Error, Result};
 
@@ -92,7 +92,7 @@ pub(super) async fn start(plan: &Plan, config: &MachineConfig, boot_id: &str) ->
             &sidecar.program,
             &sidecar.arguments,
             &sidecar.descriptors,
-            None,
+            Opened::default(),
             Output::both(&log),
             &mut undo,
         )?;
@@ -106,7 +106,10 @@ pub(super) async fn start(plan: &Plan, config: &MachineConfig, boot_id: &str) ->
         &plan.program,
         &plan.arguments,
         &plan.descriptors,
-        Some(lock),
+        Opened {
+            lock: Some(lock),
+            ..Opened::default()
+        },
         output,
         &mut undo,
     )?;

@@ -36,7 +36,7 @@ use crate::driver::{
 };
 use crate::drivers::channel::AgentChannels;
 use crate::drivers::log::log_tail;
-use crate::drivers::start::{Output, Undo, open_log, spawn};
+use crate::drivers::start::{Opened, Output, Undo, open_log, spawn};
 use crate::error::{Error, Result};
 
 /// How long a call may take.
@@ -546,7 +546,7 @@ impl Supervisor {
                 &how.program,
                 &how.arguments,
                 &listening(&how.socket),
-                None,
+                Opened::default(),
                 Output::both(&log),
                 &mut undo,
             )

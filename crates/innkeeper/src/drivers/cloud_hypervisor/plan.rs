@@ -102,6 +102,7 @@ pub(super) fn plan(config: &MachineConfig, host: &CloudHypervisorHost) -> Result
                 program,
                 arguments,
                 descriptors,
+                serves: None,
             },
         ));
         fs.push(wire::Fs {
@@ -132,6 +133,7 @@ pub(super) fn plan(config: &MachineConfig, host: &CloudHypervisorHost) -> Result
                     format!("type=unixio,fd={FIRST_DESCRIPTOR}"),
                 ],
                 descriptors: listening(&path),
+                serves: None,
             },
         ));
         tpm = Some(wire::Tpm { socket: path });

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::host::CloudHypervisorHost;
 use super::plan::{Plan, disk, plan};
 use crate::driver::{BootConfig, DiskConfig, MachineConfig, MachinePaths, ShareConfig};
-use crate::drivers::virtiofsd::{Virtiofsd, VirtiofsdDialect};
+use crate::drivers::virtiofsd::{Virtiofsd, VirtiofsdDialect, VirtiofsdSandbox};
 use crate::spec::{
     AccelChoice, Arch, Bytes, DiskCache, DiskFormat, DiskLimits, Isolation, MemoryKind,
     WatchdogAction,
@@ -23,6 +23,7 @@ fn host() -> CloudHypervisorHost {
             dialect: VirtiofsdDialect::Rust,
             unshare: None,
             read_only: true,
+            sandbox: VirtiofsdSandbox::Namespace,
         }),
         swtpm: Some("/usr/bin/swtpm".into()),
         firmware: Some("/usr/share/cloud-hypervisor/CLOUDHV.fd".into()),

@@ -33,7 +33,7 @@ use crate::drivers::virtiofsd;
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// Version of the cache file's meaning.
-const CACHE_VERSION: u32 = 1;
+const CACHE_VERSION: u32 = 2;
 
 /// What a cached result is valid for.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

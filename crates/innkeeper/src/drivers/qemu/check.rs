@@ -253,7 +253,7 @@ fn board(reasons: &mut Reasons, config: &MachineConfig, board: Board, emulator: 
     if let Some((wanted, most)) = ports::excess(config, board) {
         reasons.add(
             "machine",
-            format!("a machine takes {most} disks and interfaces beside the first ones, and this VM has {wanted}"),
+            format!("a machine takes {most} disks, interfaces and shares beside the first disk and interface, and this VM has {wanted}"),
             None,
         );
         return;
@@ -262,14 +262,14 @@ fn board(reasons: &mut Reasons, config: &MachineConfig, board: Board, emulator: 
     let movable = if ports::has_ports(board) {
         config.disks.len().min(1) + config.nics.len().min(1)
     } else {
-        config.disks.len() + config.nics.len()
+        config.disks.len() + config.nics.len() + config.shares.len()
     };
     let others = [
         config.drives.iter().any(|drive| drive.bus != DiskBus::Usb),
         config.memory_target.is_some(),
         config.max_memory > config.memory,
     ];
-    let devices = 2 + movable + config.shares.len() + others.iter().filter(|there| **there).count();
+    let devices = 2 + movable + others.iter().filter(|there| **there).count();
     if devices > board.device_limit() {
         reasons.add(
             "machine",

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::arguments::{Options, path_text};
 use super::board::Board;
 use super::device::Device;
-use super::host::{QemuHost, TpmEmulator};
+use super::host::{QemuHost, TpmEmulator, Virtiofsd};
 use super::plan::Builder;
 use crate::driver::MachineConfig;
 use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, SelfMade, Sidecar};
@@ -35,6 +35,9 @@ pub(super) struct Fittings {
     pub(super) ports: usize,
     /// Whether the watchdog is to power the guest off, which QEMU would do without flushing disks, so that it stops the CPUs instead.
     pub(super) watchdog_powers_off: bool,
+    /// What serves its shared folders, for when that is started anew.
+    #[serde(default)]
+    pub(super) virtiofsd: Option<Virtiofsd>,
 }
 
 /// Tells QEMU of the memory, and of what can be added to it.
@@ -141,6 +144,7 @@ pub(super) fn add(builder: &mut Builder, config: &MachineConfig, board: Board) -
         vsock: None,
         ports: 0,
         watchdog_powers_off: config.watchdog == Some(WatchdogAction::Poweroff),
+        virtiofsd: None,
     })
 }
 
@@ -193,6 +197,7 @@ pub(super) fn tpm(
             number: FIRST_DESCRIPTOR,
             role: DescriptorRole::Listener(socket),
         }],
+        serves: None,
     }))
 }
 
@@ -249,6 +254,7 @@ pub(super) fn vsock(
             .flat_map(|(flag, value)| [flag.to_owned(), value])
             .collect(),
         descriptors: Vec::new(),
+        serves: None,
     };
     let made = SelfMade {
         sidecar,

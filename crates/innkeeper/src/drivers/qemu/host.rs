@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::drivers::kvm::Refusal;
-pub use crate::drivers::virtiofsd::{Virtiofsd, VirtiofsdDialect};
+pub use crate::drivers::virtiofsd::{Virtiofsd, VirtiofsdDialect, VirtiofsdSandbox};
 use crate::spec::{AccelChoice, Arch};
 
 /// What was found of QEMU on this host.

@@ -27,6 +27,7 @@ use super::machine::{QemuMachine, Shared};
 use super::network;
 use super::ports::{self, Placement};
 use super::resize::ADDED_MEMORY_PATH;
+use super::served;
 use super::shape::Shape;
 use crate::driver::{DiskConfig, Hotplug, MachineEvent, Medium, NicConfig};
 use crate::error::{Error, Result};
@@ -72,7 +73,7 @@ impl Shared {
     }
 
     /// Returns the board that the machine is built on.
-    fn board(&self) -> Result<Board> {
+    pub(super) fn board(&self) -> Result<Board> {
         let shape = &self.record.shape;
         [Arch::X86_64, Arch::Arm64, Arch::Riscv64]
             .into_iter()
@@ -87,7 +88,7 @@ impl Shared {
     }
 
     /// Finds a port with nothing behind it.
-    async fn free_port(&self, present: &[Present]) -> Result<String> {
+    pub(super) async fn free_port(&self, present: &[Present]) -> Result<String> {
         let count = self.record.fittings.ports;
         if count == 0 {
             return Err(Error::new(
@@ -100,7 +101,8 @@ impl Shared {
             .with_hint("use machine: q35, or change the VM while it is off"));
         }
         let mut taken = Vec::new();
-        for device in present.iter().filter(|device| is_movable(&device.id)) {
+        let behind_ports = |id: &str| is_movable(id) || served::name_of(id).is_some();
+        for device in present.iter().filter(|device| behind_ports(&device.id)) {
             taken.extend(self.bus_of(&device.id).await?);
         }
         (0..count)
@@ -135,9 +137,12 @@ impl Shared {
         asked.remove(id);
     }
 
-    /// Cleans up after a device that the guest has let go of, and says which it was; none if it is no disk or interface.
+    /// Cleans up after a device that the guest has let go of, and says which it was; none if it is of another kind.
     pub(super) async fn detached(&self, id: &str) -> Option<MachineEvent> {
         self.forget_asked(id);
+        if let Some(name) = served::name_of(id) {
+            return Some(MachineEvent::TakenOut(name.to_owned()));
+        }
         if let Some(name) = block::disk_of(id) {
             self.remove_disk_nodes(&name).await;
             return Some(MachineEvent::Detached(name));

@@ -23,11 +23,12 @@ use tokio::sync::mpsc;
 use super::plan::Plan;
 use super::process::ProcessIdentity;
 use super::qmp::{Qmp, QmpError, QmpEvent};
-use super::record::{Record, log_tail};
+use super::record::{Record, SidecarRecord, log_tail};
 use super::restore::Incoming;
+use super::served;
 use crate::driver::MachineConfig;
 use crate::drivers::start::{
-    Output, Undo, open_log, require_files, spawn, spawn_self_made, take_lock,
+    Opened, Output, Undo, open_log, require_files, spawn, spawn_self_made, take_lock,
 };
 use crate::error::{Error, Result};
 use crate::spec::{Bytes, ForwardSpec, Protocol};
@@ -85,12 +86,14 @@ pub(super) async fn launch(
             &sidecar.program,
             &sidecar.arguments,
             &sidecar.descriptors,
-            None,
+            Opened::default(),
             Output::both(&log),
             &mut undo,
         )?;
         undo.children.push(child);
     }
+    let told = (config.paths.vmm_log.as_path(), log_start);
+    let connections = served::connect_all(&plan.sidecars, &mut undo.children, told).await?;
     if let Some(daemon) = &plan.vsock_daemon {
         let child = spawn_self_made(daemon, Output::both(&log), &mut undo).await?;
         undo.children.push(child);
@@ -99,7 +102,10 @@ pub(super) async fn launch(
         &plan.program,
         &plan.arguments,
         &plan.descriptors,
-        Some(lock),
+        Opened {
+            lock: Some(lock),
+            connections,
+        },
         Output::both(&log),
         &mut undo,
     )?;
@@ -136,9 +142,14 @@ pub(super) async fn launch(
     };
     let process = identity(child, Some(&config.paths.vmm_lock))?;
     let mut sidecars = Vec::new();
+    // Those that serve a device stand first, in their order.
     if let Some((_, beside)) = undo.children.split_last() {
-        for sidecar in beside {
-            sidecars.push(identity(sidecar, None)?);
+        for (index, child) in beside.iter().enumerate() {
+            let serves = plan.sidecars.get(index).and_then(|it| it.serves.as_ref());
+            sidecars.push(SidecarRecord {
+                process: identity(child, None)?,
+                device: serves.map(|serves| serves.device.clone()),
+            });
         }
     }
     let (major, minor, micro) = qmp.version().unwrap_or_default();

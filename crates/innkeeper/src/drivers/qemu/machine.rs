@@ -24,11 +24,12 @@ use super::consoles::ConsoleChannels;
 use super::launch::{Launched, first_answer, qmp_error, query_status};
 use super::process::Process;
 use super::qmp::{Qmp, QmpError, QmpEvent};
-use super::record::{Record, log_tail};
+use super::record::{Record, SidecarRecord, log_tail};
+use super::served;
 use super::tracker::{Outcome, Tracker};
 use crate::driver::{
     Balloon, BlockStatistics, BlockTotals, Channel, Consoles, ExitReport, Hotplug, Machine,
-    MachineEvent, Pause, Resize, Running, Suspend, Vsock,
+    MachineEvent, Pause, Resize, Running, Suspend, Unsaved, Vsock,
 };
 use crate::drivers::channel::AgentChannels;
 use crate::error::{Error, Result};
@@ -68,6 +69,10 @@ pub(super) struct Shared {
     pub(super) asked: Mutex<HashMap<String, Instant>>,
     /// Whether the state was asked for and the CPUs did not go on since.
     pub(super) saving: AtomicBool,
+    /// The processes beside QEMU as they are now; those of the record are those of the start.
+    sidecars: Mutex<Vec<SidecarRecord>>,
+    /// Takes the ids of devices whose processes have ended.
+    pub(super) ended: mpsc::UnboundedSender<String>,
 }
 
 impl Shared {
@@ -83,6 +88,26 @@ impl Shared {
             .execute(command, arguments, COMMAND_DEADLINE)
             .await
             .map_err(|error| qmp_error(error, format!("QEMU did not carry out {command}")))
+    }
+
+    /// Returns the record as it is to be kept now.
+    pub(super) fn record_now(&self) -> Record {
+        let sidecars = self
+            .sidecars
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Record {
+            sidecars,
+            ..self.record.clone()
+        }
+    }
+
+    /// Notes a process that serves a device, in the place of the one that did before.
+    pub(super) fn add_sidecar(&self, sidecar: SidecarRecord) {
+        let mut sidecars = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
+        sidecars.retain(|other| other.device != sidecar.device);
+        sidecars.push(sidecar);
     }
 }
 
@@ -200,7 +225,10 @@ async fn kill_all(record: &Record, qemu: Option<&Process>) -> Result<()> {
         process.kill().map_err(cannot(record.process.pid))?;
     }
     let mut sidecars = Vec::new();
-    for identity in &record.sidecars {
+    for SidecarRecord {
+        process: identity, ..
+    } in &record.sidecars
+    {
         let opened = Process::open(identity).map_err(cannot(identity.pid))?;
         if let Some(process) = opened {
             process.kill().map_err(cannot(identity.pid))?;
@@ -251,7 +279,13 @@ fn supervise(
         let _ = sender.send(event);
     }
     let value = record.to_value()?;
+    let (ended, sidecars_ended) = mpsc::unbounded_channel();
+    for sidecar in &record.sidecars {
+        served::watch(sidecar, &ended);
+    }
     let shared = Arc::new(Shared {
+        sidecars: Mutex::new(record.sidecars.clone()),
+        ended,
         record,
         process,
         qmp: Mutex::new(Arc::new(qmp)),
@@ -269,6 +303,7 @@ fn supervise(
         children,
         tracker,
         sender,
+        sidecars_ended,
     };
     tokio::spawn(supervisor.run(qmp_events));
     Ok(Running {
@@ -283,6 +318,7 @@ struct Supervisor {
     children: Children,
     tracker: Tracker,
     sender: mpsc::UnboundedSender<MachineEvent>,
+    sidecars_ended: served::Ended,
 }
 
 /// Why the supervisor stopped following the monitor.
@@ -330,8 +366,20 @@ impl Supervisor {
 
     /// Passes events on until the connection ends; returns why it did.
     async fn follow(&mut self, events: &mut mpsc::UnboundedReceiver<QmpEvent>) -> String {
-        while let Some(event) = events.recv().await {
-            self.take(&event).await;
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.take(&event).await,
+                    None => break,
+                },
+                Some(device) = self.sidecars_ended.recv() => {
+                    if !self.shared.expected.load(Ordering::SeqCst)
+                        && let Some(name) = self.shared.severed(&device).await
+                    {
+                        self.tell(MachineEvent::Severed(name));
+                    }
+                }
+            }
         }
         "QEMU's monitor closed the connection".to_owned()
     }
@@ -420,7 +468,7 @@ impl Supervisor {
             let _ = sidecar.kill().await;
         }
         // After an adoption the sidecars are known by the record alone. What can't be killed now is left to `kill_record`.
-        let _ = kill_all(&self.shared.record, None).await;
+        let _ = kill_all(&self.shared.record_now(), None).await;
         self.shared.record.remove_sockets();
         let (code, signal) = status.map_or((None, None), |status| {
             use std::os::unix::process::ExitStatusExt;
@@ -487,7 +535,7 @@ impl Machine for QemuMachine {
 
     async fn kill(&self) -> Result<()> {
         self.shared.expected.store(true, Ordering::SeqCst);
-        kill_all(&self.shared.record, Some(&self.shared.process)).await
+        kill_all(&self.shared.record_now(), Some(&self.shared.process)).await
     }
 
     async fn agent_channel(&self) -> Result<Box<dyn Channel>> {
@@ -511,6 +559,10 @@ impl Machine for QemuMachine {
     }
 
     fn suspend(&self) -> Option<&dyn Suspend> {
+        Some(self)
+    }
+
+    fn unsaved(&self) -> Option<&dyn Unsaved> {
         Some(self)
     }
 

@@ -38,6 +38,7 @@ mod qmp;
 mod record;
 mod resize;
 mod restore;
+mod served;
 mod shape;
 mod suspend;
 mod tracker;
@@ -62,7 +63,7 @@ use crate::spec::Arch;
 
 pub use self::host::{
     Acceleration, Emulator, MachineType, QemuHost, Refusal, TpmEmulator, UefiFirmware, Virtiofsd,
-    VirtiofsdDialect,
+    VirtiofsdDialect, VirtiofsdSandbox,
 };
 
 /// Name that specs and people use.

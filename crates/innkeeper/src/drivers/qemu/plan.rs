@@ -20,6 +20,7 @@ use super::fittings::{self, Fittings};
 use super::host::{Emulator, QemuHost};
 use super::network;
 use super::ports::{Placement, Ports, port_of};
+use super::served;
 use super::shape::Shape;
 use crate::driver::{BootConfig, DiskConfig, MachineConfig};
 use crate::drivers::start::{Descriptor, DescriptorRole, FIRST_DESCRIPTOR, SelfMade, Sidecar};
@@ -151,7 +152,18 @@ pub(super) fn plan(config: &MachineConfig, host: &QemuHost, placement: &Placemen
     }
     let mut fittings = fittings::add(&mut builder, config, board)?;
     fittings.ports = ports.count();
-    let mut sidecars = shares(&mut builder, config, board, host)?;
+    fittings.virtiofsd = host.virtiofsd.clone().filter(|_| !config.shares.is_empty());
+    let mut sidecars = Vec::new();
+    // One that is brought back gets them when it is there: they are no part of what was saved.
+    if !placement.is_of_a_saved_machine() {
+        for served in served::of(config, board, host.virtiofsd.as_ref())? {
+            let descriptor = builder.descriptor(DescriptorRole::Connection(served.socket.clone()));
+            builder.option("-chardev", served.character_device(descriptor));
+            let bus = ports.bus_of(&served.id);
+            builder.device(served.device(bus));
+            sidecars.push(served.sidecar);
+        }
+    }
     let swtpm = host.swtpm.as_ref();
     sidecars.extend(fittings::tpm(&mut builder, config, board, swtpm)?);
     let mut vsock_daemon = None;
@@ -470,48 +482,4 @@ fn secure_boot(config: &MachineConfig) -> bool {
             ..
         }
     )
-}
-
-fn shares(
-    builder: &mut Builder,
-    config: &MachineConfig,
-    board: Board,
-    host: &QemuHost,
-) -> Result<Vec<Sidecar>> {
-    let mut sidecars = Vec::new();
-    for (index, share) in config.shares.iter().enumerate() {
-        let daemon = host.virtiofsd.as_ref().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unsupported,
-                "shared folders need virtiofsd, which was not found on this host",
-            )
-        })?;
-        let id = format!("share{index}");
-        let socket = config.paths.sockets.join(format!("{id}.sock"));
-        let (program, arguments) = daemon.serve(share, FIRST_DESCRIPTOR)?;
-        sidecars.push(Sidecar {
-            program,
-            arguments,
-            descriptors: vec![Descriptor {
-                number: FIRST_DESCRIPTOR,
-                role: DescriptorRole::Listener(socket.clone()),
-            }],
-        });
-        builder.option(
-            "-chardev",
-            Options::new("socket")
-                .set("id", &id)
-                .set("path", path_text(&socket)?)
-                .build(),
-        );
-        builder.device(
-            Device::new(
-                format!("vhost-user-fs-{}", board.bus()),
-                format!("{id}-device"),
-            )
-            .set("chardev", id)
-            .set("tag", share.tag.as_str()),
-        );
-    }
-    Ok(sidecars)
 }

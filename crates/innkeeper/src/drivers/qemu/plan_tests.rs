@@ -56,7 +56,6 @@ fn host() -> QemuHost {
         .into(),
     };
     QemuHost {
-        vsock_daemon: None,
         host_arch: "x86_64".to_owned(),
         emulators: [
             (
@@ -86,6 +85,7 @@ fn host() -> QemuHost {
             dialect: VirtiofsdDialect::Rust,
             unshare: None,
             read_only: true,
+            sandbox: VirtiofsdSandbox::Namespace,
         }),
         swtpm: Some(TpmEmulator {
             program: PathBuf::from("/usr/bin/swtpm"),
@@ -388,6 +388,7 @@ fn the_older_virtiofsd_is_told_in_its_own_words() {
         dialect: VirtiofsdDialect::C,
         unshare: Some(PathBuf::from("/usr/bin/unshare")),
         read_only: false,
+        sandbox: VirtiofsdSandbox::Namespace,
     });
     let mut config = full(Arch::X86_64, "pc-q35-10.0", direct());
     assert!(plan(&config, &host).is_err(), "read-only would be ignored");

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  pcie.0 ─┬─ what is always there, the first disk, the first interface
-//!          ├─ port0 ── second disk          every further disk and interface of the config: can be detached
+//!          ├─ port0 ── second disk          every further disk and interface of the config, every share: can be detached
 //!          ├─ port1 ── ...
 //!          └─ portN ── (empty)              SPARE of them: something can be attached
 //! ```
@@ -20,6 +20,7 @@ use super::block::disk_id;
 use super::board::Board;
 use super::device::Device;
 use super::network::nic_id;
+use super::served;
 use crate::driver::MachineConfig;
 use crate::error::{Error, Result};
 use crate::spec::DiskBus;
@@ -56,6 +57,13 @@ pub(super) struct AddedCpu {
     pub(super) id: String,
     /// Where it is in the machine, such as `core-id`.
     pub(super) place: BTreeMap<String, u64>,
+}
+
+impl Placement {
+    /// Returns whether this is of a machine that is brought back, rather than of one that boots.
+    pub(super) fn is_of_a_saved_machine(&self) -> bool {
+        self.ports.is_some()
+    }
 }
 
 impl AddedCpu {
@@ -110,7 +118,8 @@ fn movable(config: &MachineConfig) -> Vec<String> {
         .filter(|(index, disk)| *index > 0 && disk.bus != DiskBus::Usb)
         .map(|(_, disk)| disk_id(&disk.name));
     let nics = config.nics.iter().skip(1).map(|nic| nic_id(nic.mac));
-    disks.chain(nics).collect()
+    let shares = (0..config.shares.len()).map(served::share_id);
+    disks.chain(nics).chain(shares).collect()
 }
 
 /// Returns how many devices too many there are for the ports; none if all fit.

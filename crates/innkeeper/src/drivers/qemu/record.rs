@@ -21,7 +21,7 @@ pub(super) struct Record {
     #[serde(flatten)]
     pub(super) process: ProcessIdentity,
     /// The processes that end with it.
-    pub(super) sidecars: Vec<ProcessIdentity>,
+    pub(super) sidecars: Vec<SidecarRecord>,
     /// Version of QEMU.
     pub(super) version: String,
     /// How CPUs are run.
@@ -42,6 +42,17 @@ pub(super) struct Record {
     /// What it has that is asked for while it runs.
     #[serde(default)]
     pub(super) fittings: Fittings,
+}
+
+/// A process beside QEMU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SidecarRecord {
+    /// The process; its `pid` stands at the top, as for QEMU.
+    #[serde(flatten)]
+    pub(super) process: ProcessIdentity,
+    /// Id of the device that is of no use without it, if that is known.
+    #[serde(default)]
+    pub(super) device: Option<String>,
 }
 
 impl Record {

@@ -24,10 +24,11 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::machine::{COMMAND_DEADLINE, QemuMachine, Shared};
-use super::ports::Placement;
+use super::ports::{Placement, port_of};
 use super::qmp::{Qmp, QmpError, QmpEvent};
+use super::served;
 use super::shape::Shape;
-use crate::driver::{SavedMachine, Suspend};
+use crate::driver::{SavedMachine, Suspend, Unsaved};
 use crate::error::{Error, Result};
 
 /// Name of the file with memory and devices.
@@ -178,6 +179,12 @@ impl Suspend for QemuMachine {
             return Err(Error::new(ErrorKind::Unsupported, obstacle.reason));
         }
         let shared = &self.shared;
+        if !Unsaved::present(self).await?.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "a device that can't be saved is still in the machine",
+            ));
+        }
         let qmp = shared.qmp();
         let failed = |error: QmpError| {
             super::launch::qmp_error(error, "QEMU did not write the machine's state")
@@ -263,6 +270,17 @@ impl Suspend for QemuMachine {
     }
 
     async fn obstacle(&self) -> Result<Option<Unsupported>> {
+        let present = self.shared.present().await?;
+        let mut fixed = false;
+        let mut served = false;
+        for device in &present {
+            if served::name_of(&device.id).is_some() {
+                let bus = self.shared.bus_of(&device.id).await?;
+                let movable = bus.as_deref().and_then(port_of).is_some();
+                served |= movable;
+                fixed |= !movable;
+            }
+        }
         let reply = self.shared.execute("query-migrate", json!({})).await?;
         let reasons: Vec<&str> = reply["blocked-reasons"]
             .as_array()
@@ -270,28 +288,29 @@ impl Suspend for QemuMachine {
             .flatten()
             .filter_map(Value::as_str)
             .collect();
-        if reasons.is_empty() {
-            return Ok(None);
-        }
-        let present = self.shared.present().await?;
         let has = |driver: &str| {
             present
                 .iter()
                 .any(|device| device.driver.starts_with(driver))
         };
-        Ok(Some(if has("vhost-user-fs") {
+        let (nvme, vsock) = (has("nvme"), has("vhost-user-vsock"));
+        // What remains when those that can be taken out are out is asked again before anything is written.
+        if !fixed && (reasons.is_empty() || (served && !nvme && !vsock)) {
+            return Ok(None);
+        }
+        Ok(Some(if fixed {
             Unsupported {
                 field: "shares".to_owned(),
-                reason: "a VM with a shared folder can't be saved: what its virtiofsd knows of open files is in no file".to_owned(),
-                hint: Some("stop it instead, or remove the shares while it is off".to_owned()),
+                reason: "a VM with a shared folder that can't be taken out while it runs can't be saved: what its virtiofsd knows of open files is in no file".to_owned(),
+                hint: Some("stop it instead; with machine: q35 its shares can be taken out".to_owned()),
             }
-        } else if has("vhost-user-vsock") {
+        } else if vsock {
             Unsupported {
                 field: "vsock".to_owned(),
                 reason: "a VM with a vsock device can't be saved: what its vhost-device-vsock knows of open connections is in no file".to_owned(),
                 hint: Some("stop it instead, or set `vsock=false` while it is off: then its agent joins the ports".to_owned()),
             }
-        } else if has("nvme") {
+        } else if nvme {
             Unsupported {
                 field: "disks".to_owned(),
                 reason: "a VM with an NVMe disk can't be saved: QEMU does not save NVMe drives"

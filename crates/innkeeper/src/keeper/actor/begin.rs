@@ -226,6 +226,8 @@ impl Actor {
         let machine: Arc<dyn Machine> = Arc::from(running.machine);
         self.live.vmm_pid = Some(machine.pid());
         self.live.accel = Some(machine.accel().to_owned());
+        self.severed.clear();
+        self.mount_again = false;
         self.run += 1;
         let run = self.run;
         self.machine_events = Some(running.events);
@@ -250,6 +252,7 @@ impl Actor {
         self.live.agent.state = innkeeper_api::AgentState::Waiting;
         let (link, mut agent_news) = AgentLink::open(machine, &spec.shares);
         self.agent.send_replace(Some(link));
+        self.put_back();
         let news = self.news.clone();
         let carrier = tokio::spawn(async move {
             while let Some(item) = agent_news.recv().await {

@@ -15,6 +15,7 @@ mod begin;
 mod end;
 mod news;
 mod pausing;
+mod plugging;
 mod telling;
 
 use std::sync::Arc;
@@ -126,8 +127,10 @@ enum News {
     Ready(u64, super::readiness::Sign),
     /// The hypervisor would not stop the CPUs, or not continue them.
     Unmoved(pausing::Wish, Error),
-    /// Memory and devices are written, or could not be; whether the CPUs stand still.
-    Saved(Result<()>, bool),
+    /// Memory and devices are written, or could not be; in what state that left the machine.
+    Saved(Result<()>, pausing::Left),
+    /// Devices that can't be saved were put in where they lacked, of this run; the record as it is then.
+    PutBack(u64, Result<serde_json::Value>),
     /// The machine was given what it could be given.
     Applied(Box<applying::Applied>),
     Failed(&'static str, Error),
@@ -153,6 +156,10 @@ pub(crate) struct Actor {
     /// Whether the machine is just being given what was asked, and who waits until the guest lets go of a device.
     applying: bool,
     detached: tokio::sync::broadcast::Sender<String>,
+    /// Whether shares are to be mounted once more when their devices are there.
+    mount_again: bool,
+    /// Devices whose processes have ended.
+    severed: std::collections::BTreeSet<String>,
     /// The guest's clock stood still for a while and is to be set when its agent can be asked.
     clock_is_late: bool,
     ending: Option<Ending>,
@@ -204,6 +211,8 @@ impl Actor {
             pausers: Vec::new(),
             resumers: Vec::new(),
             saving: None,
+            mount_again: false,
+            severed: std::collections::BTreeSet::new(),
             clock_is_late: false,
             applying: false,
             detached: applying::detached_channel(),

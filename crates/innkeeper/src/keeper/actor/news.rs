@@ -46,6 +46,8 @@ impl Actor {
                 self.detached_late(&device);
                 let _ = self.detached.send(device);
             }
+            MachineEvent::TakenOut(device) => self.taken_out(&device),
+            MachineEvent::Severed(device) => self.severed(&device),
             MachineEvent::Faulted(why) => {
                 self.power(PowerEvent::Paused);
                 self.note(EventKind::Note {
@@ -83,7 +85,9 @@ impl Actor {
             News::Ready(run, sign) if run == self.run => self.facts.note_sign(sign),
             News::Agent(..) | News::Ready(..) => {}
             News::Unmoved(wish, error) => self.unmoved(wish, error),
-            News::Saved(result, stopped) => self.saved(result, stopped),
+            News::Saved(result, left) => self.saved(result, left),
+            News::PutBack(run, result) if run == self.run => self.is_put_back(result),
+            News::PutBack(..) => {}
             News::Applied(done) => self.applied(*done),
             News::Failed("launch", _)
                 if self.machine_events.is_none() && self.machine.is_some() =>

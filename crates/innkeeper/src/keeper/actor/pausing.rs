@@ -1,8 +1,8 @@
 //! How a run stands still: paused, saved to disk, and brought back.
 //!
 //! ```text
-//!  Suspend ─► pause ─► driver saves into saved.new/ ─► News::Saved ─► saved.new/ becomes saved/ ─► kill ─► Exited ─► suspended
-//!                              └─ could not ─► saved.new/ is removed ─► resume, if it ran before
+//!  Suspend ─► what can't be saved is unmounted and taken out ─► pause ─► driver saves into saved.new/ ─► News::Saved ─► saved.new/ becomes saved/ ─► kill ─► Exited ─► suspended
+//!      └─ could not ─► saved.new/ is removed ─► what was taken out is put back ─► resume, if it ran before ─► mounted again
 //!  Start ──► check ─► driver restores from saved/ (CPUs stand still) ─► record ─► saved/ leaves ─► resume ─► Launched
 //! ```
 //!
@@ -45,6 +45,17 @@ impl Saving {
             self.cancel = None;
         }
     }
+}
+
+/// In what state a machine was left that was to be saved.
+#[derive(Default)]
+pub(super) struct Left {
+    /// Whether its CPUs stand still.
+    stopped: bool,
+    /// Whether shares are unmounted that are to be mounted again.
+    unmounted: bool,
+    /// Its record, if that has changed, or why something could not be put back.
+    put_back: Option<Result<serde_json::Value>>,
 }
 
 type Reply = oneshot::Sender<Result<Accepted>>;
@@ -218,13 +229,34 @@ impl Actor {
             Ok(config) => config,
             Err(error) => return drop(reply.send(Err(error))),
         };
+        if !self.severed.is_empty() {
+            let error = Error::new(
+                ErrorKind::Conflict,
+                "shares: virtiofsd of one of them has ended, so that the guest can't unmount it",
+            )
+            .with_hint("stop it and start it, which starts virtiofsd anew");
+            return drop(reply.send(Err(error)));
+        }
+        let agent = self.agent.borrow().clone();
         self.power(PowerEvent::SuspendAsked);
         let (bundle, news) = (self.context.bundle.clone(), self.news.clone());
         let (cancel, cancelled) = oneshot::channel();
         let task = tokio::spawn(async move {
-            let mut stopped = !ran;
-            let result = save(machine, bundle, config, &mut stopped, known, cancelled).await;
-            let _ = news.send(News::Saved(result, stopped));
+            let mut left = Left {
+                stopped: !ran,
+                ..Left::default()
+            };
+            let parts = Parts {
+                machine: machine.as_ref(),
+                agent: agent.as_ref(),
+                bundle: &bundle,
+                config: &config,
+            };
+            let result = save(&parts, &mut left, known, cancelled).await;
+            if result.is_err() {
+                parts.undo(&mut left).await;
+            }
+            let _ = news.send(News::Saved(result, left));
         });
         self.saving = Some(Saving {
             task,
@@ -235,7 +267,7 @@ impl Actor {
         });
     }
 
-    fn config_of_run(&self) -> Result<MachineConfig> {
+    pub(super) fn config_of_run(&self) -> Result<MachineConfig> {
         let context = &self.context;
         configure(
             &context.bundle,
@@ -246,8 +278,9 @@ impl Actor {
         )
     }
 
-    /// It was saved or could not be; `stopped` says whether its CPUs stand still.
-    pub(super) fn saved(&mut self, result: Result<()>, stopped: bool) {
+    /// It was saved or could not be.
+    pub(super) fn saved(&mut self, result: Result<()>, left: Left) {
+        let stopped = left.stopped;
         let Some(mut saving) = self.saving.take() else {
             return;
         };
@@ -276,6 +309,7 @@ impl Actor {
                 if let Err(error) = self.context.bundle.give_up_saving() {
                     self.say(&error.chain().join(": "));
                 }
+                self.has_back(left);
                 self.power(if stopped {
                     PowerEvent::SuspendGivenUp
                 } else {
@@ -291,6 +325,24 @@ impl Actor {
                     self.let_go();
                 }
             }
+        }
+    }
+
+    /// Keeps the record of a machine that got back what was taken out; what was unmounted is mounted when the CPUs run.
+    fn has_back(&mut self, left: Left) {
+        match left.put_back {
+            Some(Ok(record)) => self.keep_record(record),
+            Some(Err(error)) => self.tell_lost_shares(&error),
+            // It was all written, and then given up.
+            None if left.unmounted => {
+                self.mount_again = true;
+                return self.put_back();
+            }
+            None => {}
+        }
+        let agent = self.agent.borrow().clone();
+        if let Some(agent) = agent.filter(|_| left.unmounted) {
+            tokio::spawn(async move { agent.mount_shares_again().await });
         }
     }
 
@@ -403,33 +455,91 @@ fn broken_off() -> Error {
     Error::new(ErrorKind::Interrupted, "it was broken off")
 }
 
-/// Stops the CPUs, saves, and describes what was saved; `stopped` becomes true when the CPUs stand still, or may.
+/// What a machine is saved with.
+struct Parts<'a> {
+    machine: &'a dyn Machine,
+    agent: Option<&'a AgentLink>,
+    bundle: &'a Bundle,
+    config: &'a MachineConfig,
+}
+
+impl Parts<'_> {
+    /// Lets the guest unmount and let go of what can't be saved.
+    async fn take_out(&self, left: &mut Left) -> Result<()> {
+        let Some(unsaved) = self.machine.unsaved() else {
+            return Ok(());
+        };
+        if let Some(agent) = self.agent {
+            agent.until_shares_are_there().await;
+        }
+        if unsaved.present().await?.is_empty() {
+            return Ok(());
+        }
+        if left.stopped {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "shares: the guest must let go of them first, and its CPUs stand still",
+            )
+            .with_hint("resume it, and suspend it then"));
+        }
+        let nobody = || Error::new(ErrorKind::Unsupported, "shares: the guest has no agent");
+        let agent = self.agent.ok_or_else(nobody)?;
+        left.unmounted = true;
+        if let Err(error) = agent.unmount_shares().await {
+            // All of them are mounted again, or will be.
+            left.unmounted = false;
+            return Err(error);
+        }
+        unsaved.take_out().await
+    }
+
+    /// Puts back what was taken out, after a failure.
+    async fn undo(&self, left: &mut Left) {
+        let Some(unsaved) = self.machine.unsaved().filter(|_| left.unmounted) else {
+            return;
+        };
+        left.put_back = Some(unsaved.put_back(self.config).await);
+        if let (Some(agent), false) = (self.agent, left.stopped) {
+            agent.mount_shares_again().await;
+            left.unmounted = false;
+        }
+    }
+}
+
+/// Takes out what can't be saved, stops the CPUs, saves, and describes what was saved; `left` says what of that was done, or may be.
 async fn save(
-    machine: Arc<dyn Machine>,
-    bundle: Bundle,
-    config: MachineConfig,
-    stopped: &mut bool,
+    parts: &Parts<'_>,
+    left: &mut Left,
     known: Known,
-    cancelled: oneshot::Receiver<()>,
+    mut cancelled: oneshot::Receiver<()>,
 ) -> Result<()> {
+    let (machine, bundle) = (parts.machine, parts.bundle);
     let cannot = || Error::new(ErrorKind::Unsupported, "its driver does not do that");
     let suspend: &dyn Suspend = machine.suspend().ok_or_else(cannot)?;
     let pause: &dyn Pause = machine.pause().ok_or_else(cannot)?;
     if let Some(obstacle) = suspend.obstacle().await? {
         refuse(&[obstacle])?;
     }
-    if !*stopped {
+    tokio::select! {
+        taken = parts.take_out(left) => taken?,
+        // The sender is never used: it is dropped.
+        _ = &mut cancelled => return Err(broken_off()),
+    }
+    if let Some(obstacle) = suspend.obstacle().await? {
+        refuse(&[obstacle])?;
+    }
+    if !left.stopped {
         // Whatever comes of it: a request whose answer is lost may have been followed.
-        *stopped = true;
+        left.stopped = true;
         pause.pause().await?;
     }
     let directory = bundle.begin_saving()?;
     let saved = tokio::select! {
         saved = suspend.save(&directory) => saved?,
-        // The sender is never used: it is dropped.
         _ = cancelled => return Err(broken_off()),
     };
-    let disks: Result<Vec<SavedDisk>> = config
+    let disks: Result<Vec<SavedDisk>> = parts
+        .config
         .disks
         .iter()
         .filter(|disk| !disk.read_only)

@@ -21,6 +21,7 @@ mod many;
 mod pausing;
 mod saving;
 mod seen;
+mod shares;
 mod vsock;
 
 use std::fmt;
@@ -274,6 +275,13 @@ pub const TRIALS: &[Trial] = trials![
     bounds::a_limited_disk_is_held_to_its_requests [Can(C::DiskLimits), Has(Processes), Has(Agent)],
     bounds::only_what_is_not_for_an_agent_reaches_out [Can(C::NetworkUser), Can(C::NetworkClosed), Can(C::PortForward), Has(Network), Has(Processes), Has(Agent)],
     bounds::its_hypervisor_has_little_to_give [Can(C::Sandbox)],
+    shares::folders_are_read_and_written_and_outlive_a_restart [Can(C::ShareVirtiofs), Can(C::Adoption), Has(Mounts), Has(Agent)],
+    shares::a_dead_virtiofsd_is_told_and_the_vm_lives [Can(C::ShareVirtiofs), Has(Mounts), Has(Agent)],
+    shares::folders_leave_for_a_suspend_and_come_back [Can(C::ShareVirtiofs), Can(C::Suspend), Can(C::Adoption), Has(Mounts), Has(Agent)],
+    shares::a_suspend_names_what_uses_a_folder [Can(C::ShareVirtiofs), Can(C::Suspend), Has(Mounts), Has(Agent)],
+    shares::a_paused_vm_with_folders_is_not_suspended [Can(C::ShareVirtiofs), Can(C::Suspend), Can(C::Pause), Has(Mounts), Has(Agent)],
+    shares::folders_come_back_whenever_the_keeper_dies [Can(C::ShareVirtiofs), Can(C::Suspend), Can(C::Adoption), Has(Mounts), Has(Agent)],
+    shares::a_suspend_that_fails_gives_folders_back [Can(C::ShareVirtiofs), Can(C::Suspend), Has(Mounts), Has(Agent)],
     devices::an_obstacle_to_a_suspend_is_named_and_it_runs_on [Can(C::Suspend), Can(C::ShareVirtiofs), Says(ButtonOnly)],
 ];
 
