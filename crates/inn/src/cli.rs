@@ -108,6 +108,8 @@ enum HostCommand {
     #[command(subcommand)]
     Disk(disk::Disk),
     #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    #[command(subcommand)]
     Net(net::Net),
     Doctor(doctor::Args),
     Keeper(keeper::Args),
@@ -199,6 +201,7 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
         HostCommand::Drivers(args) => args.run(host, output).await,
         HostCommand::Image(image) => image.run(host, output).await,
         HostCommand::Disk(disk) => disk.run(host, output).await,
+        HostCommand::Snapshot(snapshot) => snapshot.run(host, output).await,
         HostCommand::Net(net) => net.run(host, output).await,
         HostCommand::Doctor(args) => args.run(host, output).await,
         HostCommand::Keeper(args) => args.run(host, output).await,

@@ -62,6 +62,11 @@ impl Output {
             .map_err(Failure::output)
     }
 
+    /// Says whether data is asked for in a form for programs.
+    pub(crate) fn is_data(&self) -> bool {
+        self.format != Format::Table
+    }
+
     /// Writes a line to standard output.
     pub(crate) fn line(&self, line: &str) -> Result<()> {
         self.text(&format!("{line}\n"))

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::progress::{self, Progress, Silent, Step};
 use crate::tool::{self, Tool};
-use crate::{Error, Result, qcow2};
+use crate::{Error, Result, qcow2, sparse};
 
 /// The format of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -191,6 +191,65 @@ pub fn create_top(base: &Base, size: u64, directory: &Path, stem: &str) -> Resul
         backing: Some((base_path, base.format)),
         virtual_bytes: size,
     })
+}
+
+/// Makes an empty qcow2 disk over `base`, durably; the file must not exist. Its format and that of the file below are named in it.
+pub fn create_overlay(base: &Base, size: u64, path: &Path) -> Result<()> {
+    let below = plain(&base.path)?;
+    if !below.is_file() {
+        return Err(Error::missing(&below, "make a disk over"));
+    }
+    let content = qcow2::empty_overlay(&below, base.format, size)?;
+    let mut file = create_file(path)?;
+    let written = file.write_all(&content).and_then(|()| file.sync_all());
+    if written.is_err() {
+        remove_half_made(path);
+    }
+    written.map_err(Error::io("write", path))
+}
+
+/// Copies a disk's file, durably, sharing its blocks where the file system can; holes stay holes. `to` must not exist. Returns how many
+/// bytes had to be copied: none where the blocks are shared.
+pub fn copy(from: &Path, to: &Path) -> Result<u64> {
+    let source = File::open(from).map_err(Error::io("open", from))?;
+    let target = create_file(to)?;
+    let copied = match clone_extents(&source, &target) {
+        Ok(()) => Ok(0),
+        Err(_) => sparse::copy_data(&source, &target),
+    };
+    let copied = copied.and_then(|copied| target.sync_all().map(|()| copied));
+    if copied.is_err() {
+        remove_half_made(to);
+    }
+    copied.map_err(Error::io("copy to", to))
+}
+
+/// Makes a qcow2 disk that nothing else uses read through to another file than now, or to none, without a guest seeing a difference:
+/// what differs is copied into it.
+pub async fn rebase(path: &Path, base: Option<(&Path, DiskFormat)>) -> Result<()> {
+    let path = plain(path)?;
+    let base = base
+        .map(|(path, format)| Ok::<_, Error>((plain(path)?, format)))
+        .transpose()?;
+    progress::run(Arc::new(Silent), move |context| {
+        let tool =
+            qemu_img(format!("rebase {}", path.display()))?.args(["rebase", "-q", "-f", "qcow2"]);
+        let tool = match base {
+            Some((base, format)) => tool.args(["-F", format.as_str(), "-b"]).arg(&base),
+            None => tool.args(["-b", ""]),
+        };
+        tool.arg(&path).output(context)?;
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(Error::io("flush", &path))
+    })
+    .await
+}
+
+/// Returns the bytes that a file takes on its file system.
+pub fn allocated(path: &Path) -> Result<u64> {
+    let metadata = fs::metadata(path).map_err(Error::io("look at", path))?;
+    Ok(metadata.blocks() * 512)
 }
 
 fn create_file(path: &Path) -> Result<File> {

@@ -87,8 +87,17 @@ impl Layers {
         self.root.join(&id.0)
     }
 
-    fn users_directory(&self, id: &LayerId) -> PathBuf {
-        self.root.join(format!("{id}.users"))
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where something of this name lies; the caller made sure that it is no path.
+    pub(crate) fn named(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub(crate) fn users_directory(&self, name: &str) -> PathBuf {
+        self.root.join(format!("{name}.users"))
     }
 
     fn lock(&self, sharing: Sharing) -> Result<atomic::Lock> {
@@ -118,13 +127,23 @@ impl Layers {
     }
 
     pub(crate) fn lease(&self, id: &LayerId, owner: &str) -> Result<()> {
-        let name = encode_owner(owner)?;
         let _shared = self.lock(Sharing::Shared)?;
         let path = self.path(id);
         if !path.is_file() {
             return Err(Error::missing(&path, "lease the layer"));
         }
-        let users = self.users_directory(id);
+        self.write_lease(id.as_str(), owner)
+    }
+
+    /// Leases what may not be there yet.
+    pub(crate) fn lease_named(&self, name: &str, owner: &str) -> Result<()> {
+        let _shared = self.lock(Sharing::Shared)?;
+        self.write_lease(name, owner)
+    }
+
+    fn write_lease(&self, name: &str, owner: &str) -> Result<()> {
+        let users = self.users_directory(name);
+        let name = encode_owner(owner)?;
         atomic::create_directory(&users)?;
         let lease = users.join(name);
         OpenOptions::new()
@@ -137,7 +156,11 @@ impl Layers {
     }
 
     pub(crate) fn release(&self, id: &LayerId, owner: &str) -> Result<()> {
-        let lease = self.users_directory(id).join(encode_owner(owner)?);
+        self.release_named(id.as_str(), owner)
+    }
+
+    pub(crate) fn release_named(&self, name: &str, owner: &str) -> Result<()> {
+        let lease = self.users_directory(name).join(encode_owner(owner)?);
         match fs::remove_file(&lease) {
             Err(failure) if failure.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("remove", lease)(failure))
@@ -147,7 +170,18 @@ impl Layers {
     }
 
     pub(crate) fn users(&self, id: &LayerId) -> Result<Vec<String>> {
-        let directory = self.users_directory(id);
+        self.users_of(id.as_str())
+    }
+
+    pub(crate) fn is_leased(&self, name: &str, owner: &str) -> Result<bool> {
+        Ok(self
+            .users_directory(name)
+            .join(encode_owner(owner)?)
+            .exists())
+    }
+
+    pub(crate) fn users_of(&self, name: &str) -> Result<Vec<String>> {
+        let directory = self.users_directory(name);
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(failure) if failure.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -189,7 +223,7 @@ impl Layers {
         let path = self.path(id);
         fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         // Empty, or it was not there: a lease would have kept the layer.
-        let _ = fs::remove_dir(self.users_directory(id));
+        let _ = fs::remove_dir(self.users_directory(id.as_str()));
         Ok(())
     }
 

@@ -55,6 +55,53 @@ pub(crate) fn copy_hashed(
     Ok(to_hex(&hasher.finalize()))
 }
 
+/// Copies all data of `from` into `to`, which is empty, by the kernel (copy_file_range(2)) where it can; holes stay holes. Returns how many
+/// bytes were copied.
+pub(crate) fn copy_data(from: &File, to: &File) -> io::Result<u64> {
+    let length = from.metadata()?.len();
+    to.set_len(length)?;
+    let (mut at, mut copied) = (0, 0);
+    while at < length {
+        let (data, end) = extent(from, at, length)?;
+        at = data;
+        while at < end {
+            let count = copy_piece(from, to, at, end - at)?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            at += count;
+            copied += count;
+        }
+    }
+    Ok(copied)
+}
+
+#[cfg(target_os = "linux")]
+fn copy_piece(from: &File, to: &File, at: u64, length: u64) -> io::Result<u64> {
+    use rustix::io::Errno;
+    let (mut read_at, mut write_at) = (at, at);
+    let length = usize::try_from(length.min(1 << 30)).unwrap_or(PIECE);
+    match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), length) {
+        Ok(count) => Ok(count as u64),
+        Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {
+            copy_by_hand(from, to, at, length as u64)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn copy_piece(from: &File, to: &File, at: u64, length: u64) -> io::Result<u64> {
+    copy_by_hand(from, to, at, length)
+}
+
+fn copy_by_hand(from: &File, to: &File, at: u64, length: u64) -> io::Result<u64> {
+    let mut piece = vec![0; PIECE.min(usize::try_from(length).unwrap_or(PIECE))];
+    let count = from.read_at(&mut piece, at)?;
+    to.write_all_at(&piece[..count], at)?;
+    Ok(count as u64)
+}
+
 /// Returns where the next data begin and end; both are the end of the file if only a hole is left. A file system that knows no holes
 /// has data from beginning to end (lseek(2)).
 fn extent(file: &File, at: u64, length: u64) -> io::Result<(u64, u64)> {
@@ -99,6 +146,28 @@ mod tests {
         assert_eq!(sha256_file(&to, |_| Ok(())).unwrap(), (expected, length));
         let blocks = |path: &Path| std::fs::metadata(path).unwrap().blocks();
         assert!(blocks(&to) <= blocks(&from) + 64, "{}", blocks(&to));
+    }
+
+    #[test]
+    fn data_are_copied_and_holes_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        let source = File::create(&from).unwrap();
+        source.set_len((64 << 20) + 5).unwrap();
+        source.write_all_at(&[7; 70_000], (20 << 20) + 3).unwrap();
+        source.write_all_at(b"end", (64 << 20) + 2).unwrap();
+        let source = File::open(&from).unwrap();
+        let copied = copy_data(&source, &File::create_new(&to).unwrap()).unwrap();
+        assert!(copied < 1 << 20, "{copied}");
+        let digest = |path: &Path| sha256_file(path, |_| Ok(())).unwrap();
+        assert_eq!(digest(&to), digest(&from));
+        let target = File::create_new(directory.path().join("by-hand")).unwrap();
+        let begin = (20 << 20) + 3;
+        assert_eq!(copy_by_hand(&source, &target, begin, 5).unwrap(), 5);
+        let mut piece = [0; 5];
+        let target = File::open(directory.path().join("by-hand")).unwrap();
+        target.read_exact_at(&mut piece, begin).unwrap();
+        assert_eq!(piece, [7; 5]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! This computer as a host of virtual machines: one method per operation that a user can name. Here, and only here, the parts are put
 //! together: drivers, directories, the environment.
 
+mod snapshots;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -28,6 +30,7 @@ use crate::spec::{self, Arch, Bytes, DiskFormat, VmSpec};
 use crate::store::Root;
 
 pub use crate::engine::{DriverVerdict, Explanation, WaitFor};
+pub use snapshots::Present;
 
 /// This computer as a host of virtual machines. It holds no state that the files don't.
 pub struct Host {
@@ -290,6 +293,10 @@ impl Host {
 
     pub(crate) fn driver(&self, name: &str) -> Result<Arc<dyn Driver>> {
         self.engine.driver(name)
+    }
+
+    pub(crate) fn settle_snapshots(&self, bundle: &crate::store::Bundle) -> Result<()> {
+        crate::engine::snapshots::settle(&self.engine.images, bundle)
     }
 
     pub(crate) fn ssh_key(&self) -> SshKey {

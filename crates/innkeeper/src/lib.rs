@@ -31,6 +31,7 @@ mod host;
 pub mod keeper;
 mod machine;
 pub mod progress;
+pub mod snapshot;
 pub mod spec;
 mod store;
 mod streams;
@@ -41,6 +42,6 @@ pub use confinement::Confinement;
 pub use error::{Error, Result, exit_code, http_status};
 pub use host::{
     CatalogueEntry, DetachOptions, DiskFile, DriverVerdict, Explanation, Host, HostBuilder,
-    ImageInfo, LogKind, SpecChange, StopOptions, WaitFor,
+    ImageInfo, LogKind, Present, SpecChange, StopOptions, WaitFor,
 };
 pub use innkeeper_api as api;

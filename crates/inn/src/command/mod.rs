@@ -33,6 +33,8 @@ pub(crate) mod sample;
 pub(crate) mod schema;
 pub(crate) mod set;
 pub(crate) mod shell;
+pub(crate) mod snapshot;
+mod snapshot_tree;
 pub(crate) mod ssh;
 pub(crate) mod ssh_config;
 pub(crate) mod start;

@@ -6,6 +6,7 @@
 //! Whatever goes wrong before the last step leaves nothing: the hidden directory goes with this call, or with the next one if this process
 //! is killed, and the leases that its identity names with it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use innkeeper_api::{ErrorKind, EventKind, VmInfo};
@@ -162,6 +163,8 @@ impl Engine {
             self.images
                 .release(&layer.parse::<LayerId>()?, &identity.id)?;
         }
+        self.images
+            .release_all_frozen(&identity.id, &BTreeSet::new())?;
         Ok(())
     }
 
@@ -241,6 +244,8 @@ impl Engine {
             boot: image.and_then(|image| self.pinned_boot(image, spec)),
             disks: Vec::new(),
             seed: false,
+            cloned: None,
+            generation: 0,
         })
     }
 

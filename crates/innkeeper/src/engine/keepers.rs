@@ -37,13 +37,14 @@ impl Engine {
         ))
     }
 
-    /// Takes a VM's lock, waiting a little for a command or an ending keeper that has it.
+    /// Takes a VM's lock, waiting a little for a command or an ending keeper that has it, and finishes what an interrupted one left.
     ///
     /// Errors: `Conflict` if it is held for longer, `NotFound` if the VM was removed meanwhile.
     pub(super) async fn lock(&self, bundle: &Bundle) -> Result<FileLock> {
         let started = Instant::now();
         loop {
             if let Some(lock) = bundle.try_lock()? {
+                super::snapshots::settle(&self.images, bundle)?;
                 return Ok(lock);
             }
             self.root.bundle(bundle.name())?;

@@ -24,6 +24,7 @@ pub(crate) mod recover;
 mod remove;
 mod seed;
 mod select;
+pub(crate) mod snapshots;
 mod ssh;
 mod wait;
 

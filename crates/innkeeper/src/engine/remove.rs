@@ -19,6 +19,7 @@ impl Engine {
         }
         let _lock = self.lock(&bundle).await?;
         self.may_now(&bundle, Request::Remove { force })?;
+        self.must_have_no_clones(&bundle)?;
         // A VM whose identity can't be read can be removed all the same.
         let identity = bundle.identity().ok();
         let hidden = self.root.begin_deleting(&bundle)?;
@@ -38,7 +39,7 @@ impl Engine {
     }
 
     /// Asks, before anything is done, whether a request would be admitted.
-    async fn may(&self, bundle: &Bundle, request: Request) -> Result<()> {
+    pub(super) async fn may(&self, bundle: &Bundle, request: Request) -> Result<()> {
         let (power, protected) = match self.look(bundle).await {
             Ok(info) if info.vmm_pid.is_some() || info.keeper_pid.is_some() => {
                 (Power::Running, info.protected)
@@ -51,7 +52,7 @@ impl Engine {
     }
 
     /// Asks again with the lock held, when nothing can change any more.
-    fn may_now(&self, bundle: &Bundle, request: Request) -> Result<()> {
+    pub(super) fn may_now(&self, bundle: &Bundle, request: Request) -> Result<()> {
         let power = if bundle.hypervisor_lives()? {
             Power::Running
         } else if bundle.is_suspended() {

@@ -67,6 +67,7 @@ async fn prepare(host: &Host, name: &str) -> Result<(Actor, UnixListener, Keeper
             error,
         )
     })?;
+    host.settle_snapshots(&bundle)?;
     let identity = bundle.identity()?;
     let driver = host.driver(&identity.driver)?;
     let socket = root

@@ -28,6 +28,8 @@ pub enum Request {
     },
     /// Give it another name.
     Rename,
+    /// Change its snapshots, or go back to one, while it does not run.
+    Snapshot,
 }
 
 /// Whether a request is taken.
@@ -126,6 +128,14 @@ pub fn admit(operation: Operation, power: &Power, protected: bool, request: Requ
 
         (Request::Rename, Power::Stopped | Power::Failed(_)) => Decision::Enqueue,
         (Request::Rename, Power::Suspended) => denied(SUSPENDED, Some(BOOT_ANEW)),
+        (Request::Snapshot, Power::Stopped | Power::Failed(_) | Power::Suspended) => {
+            Decision::Enqueue
+        }
+        (Request::Snapshot, _) => denied(
+            "it runs, and this is done to one that stands still",
+            Some("stop it with `inn stop`, or keep what it is doing with `inn suspend`"),
+        ),
+
         (Request::Rename, _) => denied("only a stopped VM can be renamed", Some("stop it first")),
     }
 }

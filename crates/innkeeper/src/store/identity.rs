@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use innkeeper_api::{Capability, DriverReport};
+use innkeeper_image::FrozenId;
 use innkeeper_net::MacAddr;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,31 @@ pub struct Identity {
     pub disks: Vec<IdentityDisk>,
     /// Whether `seed.img` is attached.
     pub seed: bool,
+    /// What it was cloned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloned: Option<ClonedFrom>,
+    /// Which choice of tops `disks` is, as snapshots count them; see `snapshots.json`.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub generation: u64,
+}
+
+/// What a VM was cloned from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClonedFrom {
+    /// Identifier of the other VM.
+    pub id: String,
+    /// Its name then.
+    pub name: String,
+    /// Name of the snapshot, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// Layers of the other VM that this one began on; none for a full clone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<FrozenId>,
+}
+
+fn is_first(generation: &u64) -> bool {
+    *generation == 0
 }
 
 impl Identity {

@@ -16,7 +16,7 @@ use innkeeper_api::ErrorKind;
 use serde::{Deserialize, Serialize};
 
 use super::files::{read_text, write_json, write_whole};
-use super::{Bundle, read_json};
+use super::{Bundle, Identity, IdentityDisk, read_json};
 use crate::driver::{DiskConfig, SavedMachine};
 use crate::error::{Error, Result};
 use crate::spec::{self, VmSpec};
@@ -60,11 +60,15 @@ pub struct SavedDisk {
 impl SavedDisk {
     /// Looks at a disk's file.
     pub fn of(disk: &DiskConfig) -> Result<Self> {
+        SavedDisk::of_file(&disk.name, &disk.path)
+    }
+
+    fn of_file(name: &str, path: &Path) -> Result<Self> {
         use std::os::unix::fs::MetadataExt;
-        let metadata = fs::metadata(&disk.path)
-            .map_err(|error| Error::io(format!("can't look at {}", disk.path.display()), error))?;
+        let metadata = fs::metadata(path)
+            .map_err(|error| Error::io(format!("can't look at {}", path.display()), error))?;
         Ok(SavedDisk {
-            name: disk.name.clone(),
+            name: name.to_owned(),
             size: metadata.len(),
             modified: (
                 metadata.mtime(),
@@ -153,6 +157,36 @@ impl Bundle {
             &self.saved_spec_text()?,
             &path.to_string_lossy(),
         )?)
+    }
+
+    /// Names the disks of a suspended VM whose files are not as they were when it was suspended.
+    pub(crate) fn changed_since_saved(&self, own: &[IdentityDisk]) -> Result<Vec<String>> {
+        let Some(saved) = self.saved()? else {
+            return Ok(Vec::new());
+        };
+        let mut changed = Vec::new();
+        for before in &saved.disks {
+            let Some(disk) = own.iter().find(|disk| disk.name == before.name) else {
+                continue;
+            };
+            if SavedDisk::of_file(&disk.name, &self.path(&disk.file))? != *before {
+                changed.push(disk.name.clone());
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Notes that a suspended VM's own disks have other files by now, which hold what the ones before held. Can be repeated.
+    pub(crate) fn saved_on_new_tops(&self, identity: &Identity) -> Result<()> {
+        let Some(mut saved) = self.saved()? else {
+            return Ok(());
+        };
+        for before in &mut saved.disks {
+            if let Some(disk) = identity.disks.iter().find(|disk| disk.name == before.name) {
+                *before = SavedDisk::of_file(&disk.name, &self.path(&disk.file))?;
+            }
+        }
+        write_json(&self.path(DIRECTORY).join("saved.json"), &saved)
     }
 
     /// Takes what was saved out of use, before the CPUs of the machine that was made of it are let go.

@@ -3,6 +3,7 @@
 //! It is no part of the product: it stands behind the feature `testing`.
 
 pub mod conformance;
+pub mod faults;
 pub mod matrix;
 pub mod pvh;
 pub mod traces;
