@@ -33,6 +33,7 @@ pub(crate) enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) enum Unit {
     Milliseconds,
+    Microseconds,
     Mebibytes,
 }
 
@@ -54,11 +55,21 @@ pub(crate) struct Row {
 impl Row {
     /// Makes a row of timed pairs (ours, theirs) in milliseconds.
     pub(super) fn of_pairs(name: String, pairs: &[(f64, f64)], goal: Option<Goal>) -> Result<Self> {
+        Self::of_values(name, Unit::Milliseconds, pairs, goal)
+    }
+
+    /// Makes a row of pairs (ours, theirs) in any unit.
+    pub(super) fn of_values(
+        name: String,
+        unit: Unit,
+        pairs: &[(f64, f64)],
+        goal: Option<Goal>,
+    ) -> Result<Self> {
         let summary = summarise(pairs).context("no pairs")?;
         let (ours_values, theirs_values) = pairs.iter().copied().unzip();
         Ok(Self {
             name,
-            unit: Unit::Milliseconds,
+            unit,
             ours: summary.ours_alone_ms,
             verdict: goal.map(|goal| goal.judge(summary.ours_alone_ms, Some(&summary))),
             peer: Some(summary),
@@ -88,6 +99,7 @@ impl Unit {
     fn symbol(self) -> &'static str {
         match self {
             Unit::Milliseconds => "ms",
+            Unit::Microseconds => "us",
             Unit::Mebibytes => "MiB",
         }
     }

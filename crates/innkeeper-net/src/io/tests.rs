@@ -214,8 +214,9 @@ fn no_frame_allocates() {
     let burst: Vec<u8> = (0..20)
         .flat_map(|number| framed(&frame(if number % 5 == 0 { 0xff } else { 3 }, 2, 100)))
         .collect();
+    let answer = framed(&frame(2, 3, 40));
     let mut round = |network: &mut Network| {
-        right.write_all(&framed(&frame(2, 3, 40))).expect("a write");
+        right.write_all(&answer).expect("a write");
         left.write_all(&burst).expect("a write");
         // Both writes are there before the first turn, so it serves both.
         network.turn(Some(DEADLINE)).expect("a turn");
