@@ -4,6 +4,7 @@
 //!  sockets ─► io ─► batch (frames behind their lengths) ─► switch ─► outbox ─► io ─► sockets
 //! ```
 //! - [`switch`]: who gets a frame; learning, VLANs, isolation, back-pressure, counters.
+//! - [`link`]: links made bad on purpose: bandwidth, delay, loss and the like, seeded.
 //! - [`batch`], [`frame`]: the bytes.
 //! - [`io`]: sockets, the loop around a switch, and the only clock.
 //!
@@ -13,6 +14,7 @@
 pub mod batch;
 pub mod frame;
 pub mod io;
+pub mod link;
 mod mac;
 mod rate;
 pub mod switch;
