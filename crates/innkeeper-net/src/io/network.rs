@@ -8,6 +8,7 @@
 //! ```
 //! A port whose batch waits for another is not read: its sender feels it as a full socket. Nothing is allocated for a frame.
 
+use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -16,7 +17,8 @@ use super::attachment::{Attachment, Framing};
 use super::poller::{Interest, Poller, Ready};
 use super::stream::StreamPort;
 use crate::batch;
-use crate::switch::{End, Outbox, PortConfig, PortError, PortId, Switch};
+use crate::link::Shape;
+use crate::switch::{Direction, End, Outbox, PortConfig, PortError, PortId, Switch};
 use crate::time::Time;
 
 /// Most bytes that are read at once.
@@ -48,6 +50,9 @@ struct Place {
     filled: usize,
     /// Whether they wait for another port.
     waits: bool,
+    /// Frames that have come through the guest's link, and whether they wait for another port.
+    arrived: Vec<u8>,
+    arrived_wait: bool,
 }
 
 /// A switch and its attachments.
@@ -59,6 +64,8 @@ pub struct Network {
     began: Instant,
     ready: Vec<Ready>,
     woken: Vec<PortId>,
+    /// Places of the ports that are or were shaped.
+    shaped: BTreeSet<usize>,
 }
 
 /// Tokens of ports are their places; this one is for the caller's own descriptor.
@@ -78,6 +85,7 @@ impl Network {
             began: Instant::now(),
             ready: Vec::new(),
             woken: Vec::new(),
+            shaped: BTreeSet::new(),
         })
     }
 
@@ -118,6 +126,8 @@ impl Network {
             start: 0,
             filled: 0,
             waits: false,
+            arrived: Vec::new(),
+            arrived_wait: false,
         });
         match open {
             Some(attachment) => self.connect(index, attachment),
@@ -141,6 +151,24 @@ impl Network {
             // A descriptor that can't be taken out is taken out by being closed.
             let _ = self.poller.remove(attachment.fd());
         }
+        self.resume();
+        Ok(())
+    }
+
+    /// Makes a direction of a port as bad as the shape says, from now on.
+    ///
+    /// # Errors
+    /// When the port is gone.
+    pub fn shape(
+        &mut self,
+        id: PortId,
+        direction: Direction,
+        shape: Shape,
+        seed: u64,
+    ) -> Result<(), PortError> {
+        let now = self.now();
+        self.switch.shape(id, direction, shape, seed, now)?;
+        self.shaped.insert(id.index as usize);
         self.resume();
         Ok(())
     }
@@ -205,8 +233,20 @@ impl Network {
             .flatten()
             .filter_map(|place| place.dial_at);
         let dial = dials.min().map(|at| at.saturating_duration_since(now));
-        let switch = self.switch.next_deadline().map(|at| at.since(self.now()));
+        let links = self.shaped.iter().filter_map(|index| self.link_due(*index));
+        let switch = self.switch.next_deadline().into_iter().chain(links).min();
+        let switch = switch.map(|at| at.since(self.now()));
         [dial, switch].into_iter().flatten().min()
+    }
+
+    /// When a link of a port has something that can be taken.
+    fn link_due(&self, index: usize) -> Option<Time> {
+        let place = self.places.get(index)?.as_ref()?;
+        let arriving = (!place.arrived_wait)
+            .then(|| self.switch.link_due(place.id, Direction::FromGuest))
+            .flatten();
+        let leaving = self.switch.link_due(place.id, Direction::ToGuest);
+        [arriving, leaving].into_iter().flatten().min()
     }
 
     fn do_due(&mut self) {
@@ -214,11 +254,54 @@ impl Network {
         if self.switch.next_deadline().is_some_and(|at| at <= now) {
             self.switch.advance(now);
         }
+        let mut shaped = std::mem::take(&mut self.shaped);
+        shaped.retain(|index| self.empty_links(*index, now));
+        self.shaped.append(&mut shaped);
         for index in 0..self.places.len() {
             let due = self.places[index].as_ref().and_then(|place| place.dial_at);
             if due.is_some_and(|at| at <= Instant::now()) {
                 self.dial(index);
             }
+        }
+    }
+
+    /// Moves on what has come through a port's links. False if there are none any more.
+    fn empty_links(&mut self, index: usize, now: Time) -> bool {
+        let Some(Some(place)) = self.places.get_mut(index) else {
+            return false;
+        };
+        let id = place.id;
+        if !place.arrived_wait {
+            self.switch.collect(id, &mut place.arrived, now);
+            self.forward_arrived(index);
+        }
+        self.switch.release(id, now);
+        if !self.switch.queued(id).0.is_empty() {
+            self.flush(index);
+        }
+        let linked = |direction| matches!(self.switch.link(id, direction), Ok(Some(_)));
+        linked(Direction::FromGuest) || linked(Direction::ToGuest)
+    }
+
+    fn forward_arrived(&mut self, index: usize) {
+        let now = self.now();
+        let Some(Some(place)) = self.places.get_mut(index) else {
+            return;
+        };
+        let id = place.id;
+        let mut arrived = std::mem::take(&mut place.arrived);
+        let taken = self
+            .switch
+            .forward_arrived(id, &arrived, &mut self.outbox, now);
+        let mut broken = Vec::new();
+        self.deliver(&arrived, now, &mut broken);
+        arrived.drain(..taken.bytes);
+        if let Some(Some(place)) = self.places.get_mut(index) {
+            place.arrived = arrived;
+            place.arrived_wait = taken.end == End::Full;
+        }
+        for index in broken {
+            self.disconnect(index);
         }
     }
 
@@ -316,7 +399,7 @@ impl Network {
         let bytes = &inbound[start..filled];
         let taken = self.switch.forward(id, bytes, &mut self.outbox, now);
         let mut broken = Vec::new();
-        self.deliver(bytes, &mut broken);
+        self.deliver(bytes, now, &mut broken);
         let Some(Some(place)) = self.places.get_mut(index) else {
             return;
         };
@@ -342,7 +425,7 @@ impl Network {
     }
 
     /// Writes every port its part of a batch, once.
-    fn deliver(&mut self, bytes: &[u8], broken: &mut Vec<usize>) {
+    fn deliver(&mut self, bytes: &[u8], now: Time, broken: &mut Vec<usize>) {
         let mut outbox = std::mem::take(&mut self.outbox);
         for at in 0..outbox.destination_count() {
             let Some(id) = self.switch.destination(&outbox, at) else {
@@ -359,7 +442,7 @@ impl Network {
                     Err(_) => broken.push(index),
                 }
             }
-            self.switch.settle(id, &outbox, bytes, written);
+            self.switch.settle(id, &outbox, bytes, written, now);
             if !self.switch.queued(id).0.is_empty() {
                 self.want(index, |interest| interest.writable = true);
             }
@@ -390,9 +473,8 @@ impl Network {
         match sent {
             Ok(bytes) => {
                 self.switch.drained(id, bytes);
-                if self.switch.queued(id).0.is_empty() {
-                    self.want(index, |interest| interest.writable = false);
-                }
+                let writable = !self.switch.queued(id).0.is_empty();
+                self.want(index, |interest| interest.writable = writable);
             }
             Err(_) => self.disconnect(index),
         }
@@ -407,6 +489,9 @@ impl Network {
             for id in woken.drain(..) {
                 if self.place(id).is_some_and(|place| place.waits) {
                     self.forward(id.index as usize);
+                }
+                if self.place(id).is_some_and(|place| place.arrived_wait) {
+                    self.forward_arrived(id.index as usize);
                 }
             }
             self.woken = woken;

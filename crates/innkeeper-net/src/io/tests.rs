@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::batch;
-use crate::switch::{DropReason, PortConfig, Switch, SwitchConfig};
+use crate::link::{Bandwidth, Shape};
+use crate::switch::{Direction, DropReason, PortConfig, Switch, SwitchConfig};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -240,4 +241,103 @@ fn no_frame_allocates() {
         round(&mut network);
     }
     assert_eq!(allocations::count() - before, 0);
+}
+
+/// Both directions of a port are shaped while frames flow; no frame comes early, all come, and in the end the port is as before.
+#[test]
+fn a_shaped_port_delays_and_loses_nothing_that_it_should_not() {
+    let delay = Duration::from_millis(40);
+    let mut network = network();
+    let (id, mut left) = stream(&mut network);
+    let (_, mut right) = stream(&mut network);
+    let handle = spawn("test", network).expect("a thread");
+    for direction in [Direction::FromGuest, Direction::ToGuest] {
+        let shape = Shape {
+            delay,
+            ..Shape::default()
+        };
+        handle
+            .ask(move |network| network.shape(id, direction, shape, 7))
+            .expect("an answer")
+            .expect("a port");
+    }
+    let began = Instant::now();
+    left.write_all(&framed(&frame(3, 2, 60))).expect("a write");
+    assert_eq!(read_frame(&mut right), frame(3, 2, 60));
+    assert!(began.elapsed() >= delay, "{:?}", began.elapsed());
+    right.write_all(&framed(&frame(2, 3, 60))).expect("a write");
+    assert_eq!(read_frame(&mut left), frame(2, 3, 60));
+    assert!(began.elapsed() >= delay * 2, "{:?}", began.elapsed());
+    // 40 frames of 1014 bytes at 4 Mbit/s take 81 ms, 2 ms of which are the burst.
+    let shape = Shape {
+        bandwidth: Some(Bandwidth {
+            bits_per_second: 4_000_000,
+            burst: 1014,
+        }),
+        ..Shape::default()
+    };
+    handle
+        .ask(move |network| network.shape(id, Direction::FromGuest, shape, 7))
+        .expect("an answer")
+        .expect("a port");
+    let began = Instant::now();
+    for _ in 0..40 {
+        left.write_all(&framed(&frame(3, 2, 1000)))
+            .expect("a write");
+    }
+    for _ in 0..40 {
+        assert_eq!(read_frame(&mut right).len(), 1014);
+    }
+    assert!(
+        began.elapsed() >= Duration::from_millis(79),
+        "{:?}",
+        began.elapsed()
+    );
+    let linked = handle
+        .ask(move |network| {
+            for direction in [Direction::FromGuest, Direction::ToGuest] {
+                network
+                    .shape(id, direction, Shape::default(), 7)
+                    .expect("a port");
+            }
+            network
+                .switch()
+                .link(id, Direction::ToGuest)
+                .map(|link| link.is_some())
+        })
+        .expect("an answer");
+    assert_eq!(linked, Ok(false));
+    left.write_all(&framed(&frame(3, 2, 61))).expect("a write");
+    assert_eq!(read_frame(&mut right), frame(3, 2, 61));
+}
+
+/// What is shaped on its way in waits for a full port too.
+#[test]
+fn shaped_frames_wait_for_a_slow_reader() {
+    let mut network = network();
+    let (id, mut left) = stream(&mut network);
+    let (_, mut right) = stream(&mut network);
+    let (_, mut third) = stream(&mut network);
+    let handle = spawn("test", network).expect("a thread");
+    right
+        .write_all(&framed(&frame(0xff, 3, 40)))
+        .expect("a write");
+    read_frame(&mut left);
+    read_frame(&mut third);
+    let shape = Shape {
+        delay: Duration::from_millis(1),
+        ..Shape::default()
+    };
+    handle
+        .ask(move |network| network.shape(id, Direction::FromGuest, shape, 7))
+        .expect("an answer")
+        .expect("a port");
+    const COUNT: usize = 900;
+    for _ in 0..COUNT {
+        left.write_all(&framed(&frame(3, 2, 1000)))
+            .expect("a write");
+    }
+    for _ in 0..COUNT {
+        assert_eq!(read_frame(&mut right).len(), 1014);
+    }
 }

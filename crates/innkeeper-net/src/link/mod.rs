@@ -166,14 +166,22 @@ impl Link {
     }
 
     /// Gives the frames that have arrived by now to `take`, in their order.
-    pub fn poll(&mut self, now: Time, mut take: impl FnMut(&[u8])) {
+    pub fn poll(&mut self, now: Time, take: impl FnMut(&[u8])) {
+        self.poll_some(now, usize::MAX, take);
+    }
+
+    /// As [`Link::poll`], but ends after the frame with which `most` bytes are reached.
+    pub fn poll_some(&mut self, now: Time, most: usize, mut take: impl FnMut(&[u8])) {
         self.leave(now);
-        while self
-            .flying
-            .peek()
-            .is_some_and(|Reverse(flying)| flying.due <= now)
+        let mut taken = 0;
+        while taken < most
+            && self
+                .flying
+                .peek()
+                .is_some_and(|Reverse(flying)| flying.due <= now)
             && let Some(Reverse(flying)) = self.flying.pop()
         {
+            taken += flying.frame.len();
             self.in_flight -= flying.frame.len();
             if self.shape.partition {
                 self.counters.partitioned += 1;

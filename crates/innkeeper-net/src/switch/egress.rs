@@ -14,6 +14,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::batch;
 use crate::time::Time;
 
 /// Bytes that wait for one port before senders do.
@@ -52,6 +53,8 @@ pub(super) struct Egress {
     state: State,
     /// Ports that wait for room here.
     waiting: Vec<u32>,
+    /// Whether a link stands before it, which takes everything and drops what is too much.
+    linked: bool,
 }
 
 impl Egress {
@@ -61,7 +64,13 @@ impl Egress {
             planned: 0,
             state: State::Open,
             waiting: Vec::new(),
+            linked: false,
         }
+    }
+
+    pub(super) fn set_linked(&mut self, linked: bool, woken: &mut Vec<u32>) {
+        self.linked = linked;
+        woken.append(&mut self.waiting);
     }
 
     fn pending(&self) -> usize {
@@ -71,6 +80,9 @@ impl Egress {
     /// Asks for room of `bytes` for a frame to this port alone, on behalf of the port `sender`.
     #[inline]
     pub(super) fn ask(&mut self, bytes: usize, sender: u32, now: Time) -> Room {
+        if self.linked {
+            return Room::Yes;
+        }
         if self.state != State::Deaf && self.pending() + bytes <= LIMIT {
             self.planned += bytes;
             return Room::Yes;
@@ -88,6 +100,9 @@ impl Egress {
 
     /// Asks for room of `bytes` for a frame that nobody waits with.
     pub(super) fn ask_reserve(&mut self, bytes: usize) -> Room {
+        if self.linked {
+            return Room::Yes;
+        }
         if self.state == State::Deaf || self.pending() + bytes > LIMIT + RESERVE {
             return Room::No;
         }
@@ -101,6 +116,16 @@ impl Egress {
         for part in rest {
             self.queue.extend(part);
         }
+    }
+
+    /// Queues a frame that has come through the port's link, or drops it if there is no room.
+    pub(super) fn arrive(&mut self, frame: &[u8]) -> Room {
+        if self.queue.len() + batch::PREFIX + frame.len() > LIMIT {
+            return Room::No;
+        }
+        self.queue.extend(batch::prefix(frame.len()));
+        self.queue.extend(frame);
+        Room::Yes
     }
 
     /// Returns what waits, in two parts.

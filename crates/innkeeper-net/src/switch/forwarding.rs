@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::egress::Room;
 use super::outbox::Outbox;
 use super::port::{DropReason, PortConfig, PortId, VlanId, VlanMode};
-use super::{End, Port, Switch, Taken};
+use super::{Direction, End, Port, Switch, Taken};
 use crate::batch::{self, Item};
 use crate::frame::{Frame, Retag, Station, TAG};
 use crate::time::Time;
@@ -54,15 +54,48 @@ const DECIDES: usize = 16;
 
 impl Switch {
     /// Looks at the frames of a batch from a port and gives them to the outbox, in order, as far as the ports that they go to have room.
+    /// If what the port's guest sends is shaped, its link takes them all.
     ///
     /// A batch from a port that is gone is taken whole, and nothing becomes of it.
     pub fn forward(&mut self, id: PortId, batch: &[u8], outbox: &mut Outbox, now: Time) -> Taken {
-        let Ok(from) = self.place(id) else {
-            return Taken {
+        match self.place(id) {
+            Ok(from) if self.has_link(from, Direction::FromGuest) => {
+                self.give_to_link(from, batch, now)
+            }
+            Ok(from) => self.forward_from(from, batch, outbox, now, true),
+            Err(_) => Taken {
                 bytes: batch.len(),
                 end: End::Partial,
-            };
-        };
+            },
+        }
+    }
+
+    /// As [`Switch::forward`], of frames that have come through the port's link.
+    pub fn forward_arrived(
+        &mut self,
+        id: PortId,
+        batch: &[u8],
+        outbox: &mut Outbox,
+        now: Time,
+    ) -> Taken {
+        match self.place(id) {
+            Ok(from) => self.forward_from(from, batch, outbox, now, false),
+            Err(_) => Taken {
+                bytes: batch.len(),
+                end: End::Partial,
+            },
+        }
+    }
+
+    /// `counts`: whether they were not counted before.
+    fn forward_from(
+        &mut self,
+        from: usize,
+        batch: &[u8],
+        outbox: &mut Outbox,
+        now: Time,
+        counts: bool,
+    ) -> Taken {
         let mut at = 0;
         let mut last: Option<Last<'_>> = None;
         loop {
@@ -107,9 +140,8 @@ impl Switch {
                     end: End::Full,
                 };
             }
-            if let Some(port) = &mut self.ports[from] {
-                port.counters.received_frames += 1;
-                port.counters.received_bytes += bytes.len() as u64;
+            if counts && let Some(port) = &mut self.ports[from] {
+                port.counters.count_received(bytes);
             }
             at = end;
         }

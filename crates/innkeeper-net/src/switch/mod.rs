@@ -5,6 +5,8 @@
 //!                                                                              └─► many: never waits
 //!                     outbox: pieces per port ──► whoever does the IO writes them, and gives back what didn't go (settle)
 //! ```
+//! Where a port is shaped, a link stands between `port` and `admit`, or between the outbox and the guest ([`Switch::shape`]).
+//!
 //! A caller does for every batch: [`Switch::forward`], then for each of [`Switch::destination`] a write of what
 //! [`Switch::offer`] gives, then [`Switch::settle`]; and lets those ports go on that [`Switch::woken`] names. Between batches it
 //! calls [`Switch::advance`] at the time that [`Switch::next_deadline`] says.
@@ -13,6 +15,7 @@ mod egress;
 mod forwarding;
 mod outbox;
 mod port;
+mod shaping;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -26,7 +29,9 @@ pub use port::{
     Counters, DropReason, FloodLimit, LARGEST_MTU, PortConfig, PortId, VlanId, VlanMode,
 };
 
+use crate::batch;
 use crate::frame::Station;
+use crate::link::Link;
 use crate::rate::Bucket;
 use crate::time::Time;
 use egress::Egress;
@@ -98,6 +103,17 @@ struct Port {
     egress: Egress,
     flood: Option<Bucket>,
     counters: Counters,
+    /// Simulated links, by direction.
+    links: [Option<Box<Link>>; 2],
+}
+
+/// A direction of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Frames that the guest sends.
+    FromGuest,
+    /// Frames that it gets.
+    ToGuest,
 }
 
 /// A switch.
@@ -147,6 +163,7 @@ impl Switch {
             up: false,
             egress: Egress::new(),
             counters: Counters::default(),
+            links: [None, None],
         });
         Ok(PortId {
             // It fits: there are at most MOST_PORTS.
@@ -268,7 +285,7 @@ impl Switch {
         })
     }
 
-    /// Returns what a port gets of the batch, if it may be written now: nothing while older bytes wait.
+    /// Returns what a port gets of the batch, if it may be written now: nothing while older bytes wait, or a link takes it.
     pub fn offer<'a>(
         &self,
         id: PortId,
@@ -276,19 +293,27 @@ impl Switch {
         batch: &'a [u8],
     ) -> Option<impl Iterator<Item = &'a [u8]>> {
         let port = self.port(id).ok()?;
-        (port.up && port.egress.is_empty()).then(|| outbox.parts(id.index as usize, batch))
+        let direct = port.up && port.egress.is_empty() && !port.has_link(Direction::ToGuest);
+        direct.then(|| outbox.parts(id.index as usize, batch))
     }
 
-    /// Takes note of what of a port's part of the batch was written directly, in bytes, and queues the rest.
-    pub fn settle(&mut self, id: PortId, outbox: &Outbox, batch: &[u8], written: usize) {
+    /// Takes note of what of a port's part of the batch was written directly, in bytes, and queues the rest, or gives it to the port's link.
+    pub fn settle(&mut self, id: PortId, outbox: &Outbox, batch: &[u8], written: usize, now: Time) {
         let Ok(index) = self.place(id) else {
             return;
         };
         let Some(port) = &mut self.ports[index] else {
             return;
         };
+        let parts = outbox.parts(index, batch);
+        if let Some(link) = port.link_mut(Direction::ToGuest) {
+            for frame in parts.flat_map(batch::frames) {
+                link.push(frame, now);
+            }
+            return;
+        }
         let mut skip = written;
-        let rest = outbox.parts(index, batch).filter_map(|part| {
+        let rest = parts.filter_map(|part| {
             let skipped = skip.min(part.len());
             skip -= skipped;
             (skipped < part.len()).then(|| &part[skipped..])

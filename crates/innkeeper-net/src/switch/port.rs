@@ -160,6 +160,11 @@ impl Counters {
         self.dropped_out[reason as usize]
     }
 
+    pub(super) fn count_received(&mut self, frame: &[u8]) {
+        self.received_frames += 1;
+        self.received_bytes += frame.len() as u64;
+    }
+
     pub(super) fn drop_in(&mut self, reason: DropReason) {
         self.dropped_in[reason as usize] += 1;
     }

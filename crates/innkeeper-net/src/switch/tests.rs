@@ -65,7 +65,8 @@ impl Bench {
                     written += part.len();
                 }
             }
-            self.switch.settle(to, &self.outbox, bytes, written);
+            self.switch
+                .settle(to, &self.outbox, bytes, written, self.now);
         }
         self.switch.finish(&mut self.outbox);
         taken
