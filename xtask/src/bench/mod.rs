@@ -21,6 +21,7 @@ mod kill;
 mod lifecycle;
 mod memory;
 mod monitor;
+mod net;
 mod raw;
 mod report;
 mod start;
@@ -73,7 +74,9 @@ enum Bench {
     Create(InnArguments),
     /// `inn run` against Cloud Hypervisor's own interface called in a row.
     CloudHypervisor(InnArguments),
-    /// All of them, one table, and docs/benchmarks.md.
+    /// Frames through our switch against a socket pair, a bare relay, vde_switch and the Linux bridge. Needs no `inn`.
+    Net(net::NetArguments),
+    /// All of them but `net`, one table, and docs/benchmarks.md.
     All(CopyArguments),
 }
 
@@ -118,6 +121,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
         Bench::CloudHypervisor(arguments) => {
             single("cloud-hypervisor", arguments, Pace::Slow, cloud::run)
         }
+        Bench::Net(arguments) => net::net(arguments),
         Bench::All(arguments) => all(arguments),
     }
 }

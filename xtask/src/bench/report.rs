@@ -33,6 +33,7 @@ pub(crate) enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) enum Unit {
     Milliseconds,
+    Microseconds,
     Mebibytes,
 }
 
@@ -98,6 +99,7 @@ impl Unit {
     fn symbol(self) -> &'static str {
         match self {
             Unit::Milliseconds => "ms",
+            Unit::Microseconds => "us",
             Unit::Mebibytes => "MiB",
         }
     }
