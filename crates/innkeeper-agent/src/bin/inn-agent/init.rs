@@ -260,6 +260,9 @@ fn mount_when_there(request: &MountRequest) -> std::io::Result<()> {
     }
 }
 
+/// A share may so long be unknown to the kernel: a device that is put into a running machine takes its time under emulation.
+const SHARE_TIMEOUT: Duration = Duration::from_secs(6);
+
 /// Mounts what a host or the command line asks for; a source `serial=NAME` is the virtio disk with that serial.
 pub fn mount(request: &MountRequest) -> std::io::Result<Reply> {
     let path = Path::new(&request.path);
@@ -289,10 +292,18 @@ pub fn mount(request: &MountRequest) -> std::io::Result<Reply> {
         flags |= MountFlags::RDONLY;
     }
     let data = None::<&std::ffi::CStr>;
-    match rustix::mount::mount(source.as_str(), path, fstype, flags, data) {
-        // Somebody was quicker.
-        Err(rustix::io::Errno::BUSY) if is_mounted() => Ok(Reply::Done),
-        result => result.map(|()| Reply::Done).map_err(Into::into),
+    let deadline = Instant::now() + SHARE_TIMEOUT;
+    loop {
+        match rustix::mount::mount(source.as_str(), path, fstype, flags, data) {
+            // Somebody was quicker.
+            Err(rustix::io::Errno::BUSY) if is_mounted() => return Ok(Reply::Done),
+            // The kernel knows no share of that name yet: its device may just have been put in.
+            Err(rustix::io::Errno::INVAL) if fstype == "virtiofs" && Instant::now() < deadline => {
+                // poll: the mount works
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result.map(|()| Reply::Done).map_err(Into::into),
+        }
     }
 }
 

@@ -425,4 +425,50 @@ mod tests {
             assert_eq!(name_of(id), None, "{id}");
         }
     }
+
+    async fn refusal(script: &str) -> (Error, Duration) {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, log) = (directory.path().join("s"), directory.path().join("log"));
+        let sidecar = Sidecar {
+            program: PathBuf::from("/bin/sh"),
+            arguments: vec!["-c".to_owned(), script.to_owned()],
+            descriptors: vec![Descriptor {
+                number: FIRST_DESCRIPTOR,
+                role: DescriptorRole::Listener(socket),
+            }],
+            serves: Some(Serves {
+                device: share_id(0),
+                what: "virtiofsd, which is to serve the folder /srv,".to_owned(),
+            }),
+        };
+        let (file, mut undo) = (open_log(&log).unwrap(), Undo::default());
+        let child = spawn(
+            &sidecar.program,
+            &sidecar.arguments,
+            &sidecar.descriptors,
+            Opened::default(),
+            Output::both(&file),
+            &mut undo,
+        );
+        undo.children.push(child.unwrap());
+        let begun = Instant::now();
+        let sidecars = [sidecar];
+        let connected = connect_all(&sidecars, &mut undo.children, (&log, 0)).await;
+        (connected.unwrap_err(), begun.elapsed())
+    }
+
+    #[tokio::test]
+    async fn one_that_ends_or_is_silent_is_told_within_five_seconds() {
+        let (ended, _) = refusal("echo no such folder >&2; exit 3").await;
+        assert_eq!(ended.kind(), ErrorKind::Failure);
+        let said = ended.to_string();
+        for word in ["virtiofsd", "/srv", "no such folder"] {
+            assert!(said.contains(word), "{said}");
+        }
+        // It holds its socket, on which nobody ever takes a connection.
+        let (silent, took) = refusal("exec sleep 1000").await;
+        assert_eq!(silent.kind(), ErrorKind::TimedOut, "{silent}");
+        assert!(silent.to_string().contains("/srv"), "{silent}");
+        assert!(took < Duration::from_secs(6), "{took:?}");
+    }
 }
