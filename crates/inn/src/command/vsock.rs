@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// vsock port
     port: u32,
 
-    /// Wait for connections that the guest makes to this port of the host (context id 2)
+    /// Wait for connections that the guest makes to this port of the host (context id 2; by the agent, 1: see `inn explain`)
     #[arg(long)]
     listen: bool,
 

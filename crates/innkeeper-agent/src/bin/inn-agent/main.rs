@@ -1,7 +1,7 @@
-//! The guest agent: serves the host over a virtio-serial port, and is the init of minimal guests.
+//! The guest agent: serves the host over a virtio-serial port or by vsock, and is the init of minimal guests.
 //!
 //! ```text
-//!  inn-agent                      serve the port org.innkeeper.agent.0 (in a full guest, as a service)
+//!  inn-agent                      serve the port org.innkeeper.agent.0, or vsock port 1021 (in a full guest, as a service)
 //!  inn-agent --device PATH        serve this device
 //!  inn-agent --connect unix:PATH  serve a socket, for tests: requests that change the whole system are refused
 //!  inn-agent --print-unit         print the systemd unit
