@@ -1,7 +1,7 @@
 //! Properties of the multiplexer: two ends in memory, cut anywhere, with lost bytes and garbage between.
 
 use bytes::Bytes;
-use innkeeper_agent::frame::{HEADER_LEN, Header, Kind};
+use innkeeper_agent::frame::{HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use innkeeper_agent::message::{Closing, ErrorKind};
 use innkeeper_agent::mux::{Config, Event, Frame, Incoming, MAX_WINDOW, Mux, Side};
 use proptest::prelude::*;
@@ -189,6 +189,39 @@ fn a_full_stream_does_not_starve_another() {
         })
         .collect();
     assert!(first.contains(&small), "{first:?}");
+}
+
+/// A host that died in the middle of its longest frame leaves a guest that waits for the rest: one repeated hello alone must get the next
+/// host through, whatever is missing, since what comes before it fills that frame.
+#[test]
+fn one_repeated_hello_ends_the_longest_frame_that_was_begun() {
+    let frame = Header {
+        kind: Kind::Data,
+        channel: 0,
+        stream: 1,
+        length: MAX_PAYLOAD as u32,
+    };
+    let whole = [&frame.encode()[..], &vec![b'x'; MAX_PAYLOAD]].concat();
+    // What is in the pipe before the repeated hello is a hello of its own, which the frame swallows.
+    for arrived in [
+        1,
+        HEADER_LEN - 1,
+        HEADER_LEN,
+        HEADER_LEN + 1,
+        MAX_PAYLOAD / 2,
+        MAX_PAYLOAD,
+    ] {
+        let (_, mut agent) = pair();
+        agent.receive(&whole[..arrived]);
+        let mut host = mux(Side::Host, 77);
+        settle(&mut host, &mut agent);
+        host.retry_hello();
+        settle(&mut host, &mut agent);
+        assert!(
+            host.is_established() && agent.is_established(),
+            "{arrived} bytes of the frame had come, and the guest still waits for the rest"
+        );
+    }
 }
 
 /// Whichever hello of a handshake is lost, repeating them gets both sides there, and they stop greeting each other then.

@@ -130,7 +130,11 @@ fn vm(mut fields: Fields<'_>) -> Option<VmSpec> {
     if let (Some(at), Some(target)) = (target_at, spec.memory_target)
         && target > spec.max_memory.unwrap_or(spec.memory)
     {
-        at.refuse::<()>(format!("is more than `memory`, which is {}", spec.memory));
+        let (field, most) = match spec.max_memory {
+            Some(most) => ("max_memory", most),
+            None => ("memory", spec.memory),
+        };
+        at.refuse::<()>(format!("is more than `{field}`, which is {most}"));
     }
     isolation(&spec, isolation_at.as_ref(), &fields);
     fields.finish();
@@ -356,7 +360,8 @@ fn disk(at: At<'_>, names: &Unique<String>, mounts: &Mounts) -> Option<DiskSpec>
     let size_at = fields.find("size");
     let path_at = fields.find("path");
     let format_at = fields.find("format");
-    let read_only = fields.get("read_only", |at| at.boolean()).unwrap_or(false);
+    let read_only_at = fields.find("read_only");
+    let read_only = read_only_at.as_ref().and_then(|at| at.boolean());
     let mount_at = fields.find("mount");
     let removable_at = fields.find("removable");
     let removable = removable_at.as_ref().and_then(|at| at.boolean()) == Some(true);
@@ -396,6 +401,17 @@ fn disk(at: At<'_>, names: &Unique<String>, mounts: &Mounts) -> Option<DiskSpec>
                 "leave out `bus`, or write `bus: usb`",
             );
         }
+        if let (Some(at), Some(false)) = (&read_only_at, read_only) {
+            at.refuse_with::<()>("a drive is read from only", "leave it out");
+        }
+        for field in ["cache", "discard", "limits"] {
+            if let Some(at) = fields.find(field) {
+                at.refuse_with::<()>(
+                    "a drive has no such setting, only disks have",
+                    "leave it out",
+                );
+            }
+        }
     }
     if name.is_some() && !is_root && size_at.is_none() && path_at.is_none() && !removable {
         fields.at.refuse_with::<()>(
@@ -415,7 +431,7 @@ fn disk(at: At<'_>, names: &Unique<String>, mounts: &Mounts) -> Option<DiskSpec>
         size,
         path,
         format,
-        read_only: read_only || removable,
+        read_only: removable || read_only == Some(true),
         mount,
         bus: bus.unwrap_or(DiskBus::Virtio),
         removable,

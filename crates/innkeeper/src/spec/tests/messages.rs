@@ -58,6 +58,44 @@ fn unknown_fields() {
     ));
 }
 
+/// Fields that are each right, and together are not; and isolation modes that do not go with what they stand beside.
+#[test]
+fn what_does_not_go_together() {
+    let texts = [
+        "cpus: 4\nmax_cpus: 2\n",
+        "memory: 4GiB\nmax_memory: 2GiB\n",
+        "memory: 1GiB\nmemory_target: 2GiB\n",
+        "memory: 1GiB\nmax_memory: 4GiB\nmemory_target: 5GiB\n",
+        "isolation: fenced\n",
+        "isolation: agent\n",
+        "isolation: agent\ntime_to_live: 8d\n",
+        "disks: [{name: raw, path: /dev/sdb, format: raw}]\n",
+        "isolation: agent\ntime_to_live: 1h\ndisks: [{name: raw, path: /dev/sdb, format: raw}]\n",
+        "boot: {secure_boot: true}\n",
+        "boot: {firmware: bios, secure_boot: true}\n",
+        "boot: {firmware: uefi, secure_boot: maybe}\n",
+        "disks: [{name: cd, removable: true, size: 1GiB}]\n",
+        "disks: [{name: cd, removable: true, mount: /cd}]\n",
+        "disks: [{name: root, removable: true}]\n",
+        "disks: [{name: cd, removable: true, path: /a.iso}]\n",
+        "disks: [{name: cd, removable: true, read_only: false}]\n",
+        "disks: [{name: cd, removable: true, bus: nvme}]\n",
+        "disks: [{name: cd, removable: true, cache: none}]\n",
+        "disks: [{name: cd, removable: true, limits: {requests: 10}}]\n",
+        "disks: [{name: a, size: 1GiB, limits: {requests: 0}}]\n",
+        "disks: [{name: a, size: 1GiB, limits: {}}]\n",
+        "disks: [{name: a, size: 1GiB, bus: scsi, cache: sometimes}]\n",
+        "consoles: [{name: serial}, {name: a}, {name: a}, {name: ../b}]\n",
+        "watchdog: bark\n",
+        "time_to_live: 0s\n",
+    ];
+    let told: Vec<String> = texts
+        .iter()
+        .map(|text| format!("{text}{}", told(text)))
+        .collect();
+    insta::assert_snapshot!(told.join("\n\n"));
+}
+
 #[test]
 fn tabs() {
     insta::assert_snapshot!(told("boot:\n\tkernel: /k\n\tinitrd: /i\n  \tcmdline: x\n"));

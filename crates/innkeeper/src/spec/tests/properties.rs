@@ -86,9 +86,18 @@ fn disks() -> impl Strategy<Value = Vec<DiskSpec>> {
                 mount: mount.map(|_: u8| PathBuf::from(format!("/mnt/{index}"))),
                 bus,
                 removable,
-                cache,
-                discard,
-                limits,
+                // A drive has no such settings.
+                cache: if removable {
+                    DiskCache::Writeback
+                } else {
+                    cache
+                },
+                discard: discard || removable,
+                limits: if removable {
+                    DiskLimits::default()
+                } else {
+                    limits
+                },
                 ..DiskSpec::named(format!("{index}-disk"))
             }
         })
