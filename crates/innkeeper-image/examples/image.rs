@@ -15,6 +15,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let inputs = BuildInputs {
         agent: agent.first().map(PathBuf::from),
         catalogues: Vec::new(),
+        registry_configurations: Vec::new(),
     };
     let started = std::time::Instant::now();
     let progress = Arc::new(move |event: Event| {

@@ -46,11 +46,11 @@ impl Store {
             let mut elsewhere = BTreeSet::new();
             for other in self.ls()? {
                 if (&other.reference, other.arch) != (&image.reference, image.arch) {
-                    elsewhere.extend(other.layers());
+                    elsewhere.extend(other.kept_layers());
                 }
             }
             let own: Vec<LayerId> = image
-                .layers()
+                .kept_layers()
                 .into_iter()
                 .filter(|layer| !elsewhere.contains(layer))
                 .collect();
@@ -99,7 +99,7 @@ impl Store {
             }
         }
         self.layers.exclusively(|| {
-            let named: BTreeSet<LayerId> = self.ls()?.iter().flat_map(Image::layers).collect();
+            let named: BTreeSet<LayerId> = self.ls()?.iter().flat_map(Image::kept_layers).collect();
             for (layer, bytes) in self.layers.list()? {
                 if !named.contains(&layer)
                     && self.layers.older_than(&layer, age)

@@ -33,10 +33,20 @@ pub(crate) struct Download<'a> {
     pub(crate) expected: &'a str,
     /// Where the file and its parts lie.
     pub(crate) directory: &'a Path,
+    /// Its size, where it was promised: more is not received.
+    pub(crate) size: Option<u64>,
+    /// How the server is asked; by a plain request of `url` if none is given.
+    pub(crate) source: Option<&'a dyn Source>,
+}
+
+/// Asks a server that wants more than an address.
+pub(crate) trait Source {
+    /// Asks for the bytes from `have` on, naming the content by its validator.
+    fn open(&self, url: &str, have: u64, validator: Option<&str>) -> Result<Answer>;
 }
 
 /// Bytes of an answer.
-struct Answer {
+pub(crate) struct Answer {
     /// At which byte of the file they begin.
     start: u64,
     /// Length of the whole file, where told.
@@ -118,8 +128,20 @@ fn receive_once(
         .ok()
         .filter(|text| !text.is_empty() && text.len() < 1024);
     context.step(Step::Download, format!("connecting to {}", download.url));
-    let mut answer = open(download.url, have, validator.as_deref())?;
-    if answer.total.is_some_and(|total| total > SIZE_LIMIT) {
+    let mut answer = match download.source {
+        Some(source) => source.open(download.url, have, validator.as_deref())?,
+        None => open(download.url, have, validator.as_deref())?,
+    };
+    let limit = download.size.unwrap_or(SIZE_LIMIT);
+    if let (Some(promised), Some(total)) = (download.size, answer.total)
+        && promised != total
+    {
+        return Err(failed(
+            download.url,
+            format!("the server has {total} bytes where {promised} were promised"),
+        ));
+    }
+    if answer.total.is_some_and(|total| total > limit) {
         return Err(too_large(download.url));
     }
     if answer.start != have && answer.start != 0 {
@@ -160,7 +182,10 @@ fn receive_once(
             }
         };
         received += count as u64;
-        if received > SIZE_LIMIT {
+        if received > limit {
+            // Of no use: the whole would be too large too.
+            let _ = fs::remove_file(part);
+            let _ = fs::remove_file(origin);
             return Err(too_large(download.url));
         }
         hasher.update(&buffer[..count]);
@@ -205,7 +230,7 @@ fn hash_existing(
     }
 }
 
-fn failed(url: &str, problem: impl Into<String>) -> Error {
+pub(crate) fn failed(url: &str, problem: impl Into<String>) -> Error {
     Error::Download {
         url: url.to_owned(),
         problem: problem.into(),
@@ -213,7 +238,7 @@ fn failed(url: &str, problem: impl Into<String>) -> Error {
 }
 
 fn too_large(url: &str) -> Error {
-    failed(url, "it is over 128 GiB")
+    failed(url, "it is larger than was promised, or over 128 GiB")
 }
 
 fn open(url: &str, have: u64, validator: Option<&str>) -> Result<Answer> {
@@ -229,6 +254,19 @@ fn open(url: &str, have: u64, validator: Option<&str>) -> Result<Answer> {
         });
     }
     let agent = agent();
+    let response = get(&agent, url, have, validator)
+        .call()
+        .map_err(|failure| failed(url, failure.to_string()))?;
+    read_answer(url, have, response)
+}
+
+/// Prepares a request for the bytes from `have` on.
+pub(crate) fn get(
+    agent: &ureq::Agent,
+    url: &str,
+    have: u64,
+    validator: Option<&str>,
+) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
     let mut request = agent.get(url);
     if have > 0 {
         request = request.header("Range", format!("bytes={have}-"));
@@ -236,9 +274,15 @@ fn open(url: &str, have: u64, validator: Option<&str>) -> Result<Answer> {
             request = request.header("If-Range", validator);
         }
     }
-    let response = request
-        .call()
-        .map_err(|failure| failed(url, failure.to_string()))?;
+    request
+}
+
+/// Says what a server's answer to [`get`] brings.
+pub(crate) fn read_answer(
+    url: &str,
+    have: u64,
+    response: ureq::http::Response<ureq::Body>,
+) -> Result<Answer> {
     let header = |name: &str| {
         response
             .headers()
@@ -297,7 +341,7 @@ fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     (start <= end && total.is_none_or(|total| end < total)).then_some((start, total))
 }
 
-fn agent() -> ureq::Agent {
+pub(crate) fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .user_agent("innkeeper")
         .http_status_as_error(false)
@@ -405,6 +449,8 @@ mod tests {
                 url,
                 expected,
                 directory,
+                size: None,
+                source: None,
             },
             &Context::new(Arc::new(Silent)),
         )

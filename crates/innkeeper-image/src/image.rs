@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskFormat;
 use crate::layer::LayerId;
+use crate::oci::Workload;
 use crate::reference::Arch;
 
 /// The version of the index files that this program writes.
@@ -25,6 +26,19 @@ pub enum ImageKind {
     Vendor,
     /// A disk image of the user.
     Imported,
+    /// An image of a registry, with the kernel and agent of the minimal guest.
+    Oci,
+}
+
+/// What is kept of a registry's image beside its root disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OciSource {
+    /// SHA-256 of the manifest in hexadecimal.
+    pub manifest: String,
+    /// Its layers as they came, for other images that have them too; no VM needs them.
+    pub layers: Vec<LayerId>,
+    /// What it runs.
+    pub workload: Workload,
 }
 
 /// The root disk of an image.
@@ -83,12 +97,28 @@ pub struct Image {
     pub min_disk_bytes: u64,
     /// Whether cloud-init is in it, so that a seed is understood.
     pub cloud_init: bool,
+    /// What an image of a registry brought besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciSource>,
     /// What is in it: package or part to version or digest.
     #[serde(default)]
     pub contents: BTreeMap<String, String>,
 }
 
 impl Image {
+    /// Every layer that is kept for this image: those it is made of, and those it was made from.
+    pub fn kept_layers(&self) -> Vec<LayerId> {
+        let mut layers = self.layers();
+        layers.extend(
+            self.oci
+                .iter()
+                .flat_map(|source| source.layers.iter().cloned()),
+        );
+        layers.sort();
+        layers.dedup();
+        layers
+    }
+
     /// Every layer this image is made of, without repetition.
     pub fn layers(&self) -> Vec<LayerId> {
         let mut layers = Vec::new();

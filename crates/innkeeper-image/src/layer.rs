@@ -1,4 +1,5 @@
-//! Layers: immutable files named by the SHA-256 of their content, and the leases that keep them.
+//! Layers: immutable files named by the SHA-256 of their content, and the leases that keep them. A root disk made from a registry's
+//! layers is named by a SHA-256 over theirs, which determine it (oci/mod.rs).
 //!
 //! ```text
 //!   layers/ID                 the content, mode 0444, never changed in place

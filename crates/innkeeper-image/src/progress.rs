@@ -75,6 +75,8 @@ impl<F: Fn(Event) + Send + Sync> Progress for F {
 pub(crate) struct Context {
     progress: Arc<dyn Progress>,
     cancelled: Arc<AtomicBool>,
+    /// Set for a part of the work whose result nobody needs any more.
+    stopped: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -82,12 +84,26 @@ impl Context {
         Context {
             progress,
             cancelled: Arc::new(AtomicBool::new(false)),
+            stopped: Arc::new(AtomicBool::new(false)),
         }
+    }
+
+    /// Makes a context for a part of the work, which can be stopped by itself.
+    pub(crate) fn branch(&self) -> Context {
+        Context {
+            stopped: Arc::new(AtomicBool::new(false)),
+            ..self.clone()
+        }
+    }
+
+    /// Stops what works with this branch.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Fails with [`Error::Cancelled`] once the caller is gone.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.cancelled.load(Ordering::Relaxed) {
+        if self.cancelled.load(Ordering::Relaxed) || self.stopped.load(Ordering::Relaxed) {
             Err(Error::Cancelled)
         } else {
             Ok(())

@@ -1,4 +1,4 @@
-//! How a person names an image: `debian:12`, `tiny`, a path, or a URL with its digest.
+//! How a person names an image: `debian:12`, `tiny`, a path, a URL with its digest, or `oci:` and an image of a registry.
 //!
 //! Parsing is pure: whether the named image exists is the store's and the catalogue's affair. A URL without a digest is
 //! refused, since what it serves may change under us.
@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::oci::OciName;
 use crate::{Error, Result};
 
 /// A processor architecture.
@@ -97,6 +98,8 @@ pub enum Reference {
         /// SHA-256 of the file, 64 hexadecimal digits in lower case.
         sha256: String,
     },
+    /// An image of a registry.
+    Oci(OciName),
 }
 
 impl Reference {
@@ -114,6 +117,10 @@ impl Reference {
                 )
             }
             Reference::Url { sha256, .. } => format!("url={}-{arch}", &sha256[..24]),
+            Reference::Oci(name) => {
+                let hex = crate::digest::sha256_hex(name.to_string().as_bytes());
+                format!("oci={}-{arch}", &hex[..24])
+            }
         }
     }
 }
@@ -126,6 +133,7 @@ impl fmt::Display for Reference {
             Reference::Named { name, version } => write!(formatter, "{name}:{version}"),
             Reference::Path(path) => write!(formatter, "{}", path.display()),
             Reference::Url { url, sha256 } => write!(formatter, "{url}#sha256={sha256}"),
+            Reference::Oci(name) => name.fmt(formatter),
         }
     }
 }
@@ -148,6 +156,12 @@ impl FromStr for Reference {
             return invalid(
                 "a name such as debian:12, a path or a URL is needed, without control characters",
             );
+        }
+        if crate::oci::SCHEMES
+            .iter()
+            .any(|scheme| text.starts_with(scheme))
+        {
+            return Ok(Reference::Oci(text.parse()?));
         }
         if ["http://", "https://", "file://"]
             .iter()

@@ -35,11 +35,13 @@ pub struct BuildInputs {
     pub agent: Option<PathBuf>,
     /// Further catalogues, by path or by URL with `#sha256=`; the first that has a name wins, the built-in one comes last.
     pub catalogues: Vec<String>,
+    /// Files with credentials for registries, in the form of Docker's `config.json`; the first that knows a registry wins.
+    pub registry_configurations: Vec<PathBuf>,
 }
 
 /// How an image is to be obtained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     /// From the cache; else built where this host can, else downloaded.
     Ensure,
     /// Downloaded anew from its vendor.
@@ -231,6 +233,9 @@ impl Store {
             (Reference::Named { name, version }, _) => {
                 self.make_named(name, version, reference, arch, inputs, way, context)?
             }
+            (Reference::Oci(name), Way::Ensure | Way::Pull) => {
+                self.make_oci(name, arch, inputs, way, context)?
+            }
             (_, Way::Build) => {
                 return Err(Error::invalid(
                     "image",
@@ -282,7 +287,7 @@ impl Store {
             return Ok(None);
         };
         let unchanged = match reference {
-            Reference::Tiny => match &inputs.agent {
+            Reference::Tiny | Reference::Oci(_) => match &inputs.agent {
                 Some(agent) => {
                     image.contents.get("recipe") == Some(&tiny::RECIPE.to_string())
                         && image.contents.get("agent") == Some(&self.agent_digest(agent)?)
@@ -292,13 +297,15 @@ impl Store {
             Reference::Path(path) => image.contents.get("stamp") == Some(&file_stamp(path)),
             Reference::Named { .. } | Reference::Url { .. } => true,
         };
-        // A layer that someone removed by hand makes the image worthless, and it is made anew.
-        Ok((unchanged
-            && image
-                .layers()
-                .iter()
-                .all(|layer| self.layer_path(layer).is_file()))
-        .then_some(image))
+        Ok((unchanged && self.is_whole(&image)).then_some(image))
+    }
+
+    /// Whether all that a VM needs is there: a layer that someone removed by hand makes the image worthless, and it is made anew.
+    pub(crate) fn is_whole(&self, image: &Image) -> bool {
+        image
+            .layers()
+            .iter()
+            .all(|layer| self.layer_path(layer).is_file())
     }
 
     /// SHA-256 of the agent, remembered by its size, time and inode: hashing it at every `run` would cost milliseconds.
@@ -327,6 +334,28 @@ impl Store {
         way: Way,
         context: &Context,
     ) -> Result<Image> {
+        let made = self.direct_boot(arch, inputs, way, tiny::COMMAND_LINE, context)?;
+        self.publish(
+            &Reference::Tiny,
+            Image {
+                source: made.source,
+                kind: ImageKind::Tiny,
+                boot: Some(made.boot),
+                contents: made.contents,
+                ..empty_image(&Reference::Tiny, arch)
+            },
+        )
+    }
+
+    /// Makes, or finds, the kernel and the initramfs with the agent as init.
+    pub(crate) fn direct_boot(
+        &self,
+        arch: Arch,
+        inputs: &BuildInputs,
+        way: Way,
+        command_line: &str,
+        context: &Context,
+    ) -> Result<AgentBoot> {
         let agent = inputs.agent.as_ref().ok_or_else(|| Error::Unsupported {
             what: format!("tiny for {arch}"),
             reason: format!("there is no guest agent for linux-{arch}"),
@@ -354,7 +383,7 @@ impl Store {
                 .map(|hex| self.layer_of_copy(&base.directory.join("vmlinux"), hex, &work))
                 .transpose()?,
             initrd: Some(self.layers.adopt(&initramfs, &initramfs_digest)?),
-            command_line: tiny::COMMAND_LINE.to_owned(),
+            command_line: command_line.to_owned(),
         };
         let contents = BTreeMap::from([
             ("recipe".to_owned(), tiny::RECIPE.to_string()),
@@ -368,16 +397,11 @@ impl Store {
                 base.base.busybox_version.clone(),
             ),
         ]);
-        self.publish(
-            &Reference::Tiny,
-            Image {
-                source: format!("{} {}", base.base.kernel_package, base.base.kernel_version),
-                kind: ImageKind::Tiny,
-                boot: Some(boot),
-                contents,
-                ..empty_image(&Reference::Tiny, arch)
-            },
-        )
+        Ok(AgentBoot {
+            boot,
+            contents,
+            source: format!("{} {}", base.base.kernel_package, base.base.kernel_version),
+        })
     }
 
     /// Makes a layer from a file of the cache unless it is one.
@@ -537,6 +561,8 @@ impl Store {
                 url,
                 expected,
                 directory: &directory,
+                size: None,
+                source: None,
             },
             context,
         )
@@ -591,6 +617,13 @@ impl Store {
     }
 }
 
+/// A kernel with the agent as init, and what it is made of.
+pub(crate) struct AgentBoot {
+    pub(crate) boot: DirectBoot,
+    pub(crate) contents: BTreeMap<String, String>,
+    pub(crate) source: String,
+}
+
 pub(crate) fn empty_image(reference: &Reference, arch: Arch) -> Image {
     Image {
         version: INDEX_VERSION,
@@ -608,6 +641,7 @@ pub(crate) fn empty_image(reference: &Reference, arch: Arch) -> Image {
         default_user: None,
         min_disk_bytes: 0,
         cloud_init: false,
+        oci: None,
         contents: BTreeMap::new(),
     }
 }

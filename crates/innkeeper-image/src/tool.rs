@@ -5,7 +5,7 @@
 //! group gets SIGTERM (mmdebstrap cleans up on it) and, ten seconds later, SIGKILL.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -65,6 +65,7 @@ pub(crate) struct Tool {
     command: Command,
     name: String,
     operation: String,
+    input: Vec<u8>,
 }
 
 impl Tool {
@@ -85,7 +86,15 @@ impl Tool {
             command,
             name,
             operation: operation.into(),
+            input: Vec::new(),
         }
+    }
+
+    /// Gives it a few bytes as standard input; they must fit into a pipe (4 KiB do everywhere).
+    pub(crate) fn input(mut self, bytes: impl Into<Vec<u8>>) -> Tool {
+        self.input = bytes.into();
+        self.command.stdin(Stdio::piped());
+        self
     }
 
     pub(crate) fn arg(mut self, argument: impl Into<OsString>) -> Tool {
@@ -157,6 +166,10 @@ impl Tool {
             .command
             .spawn()
             .map_err(Error::io("run", self.command.get_program()))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that does not read its input says by its status whether it needed it.
+            let _ = stdin.write_all(&self.input);
+        }
         let mut stdout = child
             .stdout
             .take()

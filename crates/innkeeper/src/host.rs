@@ -24,6 +24,7 @@ use crate::drivers::vz::VzDriver;
 use crate::engine::{Agents, Engine, Way, told};
 use crate::error::{Error, Result};
 use crate::guest::GuestChannel;
+use crate::guest::message::ExecRequest;
 use crate::keeper::SshKey;
 use crate::progress::Progress;
 use crate::spec::{self, Arch, Bytes, DiskFormat, VmSpec};
@@ -48,6 +49,7 @@ pub struct HostBuilder {
     accel: Option<String>,
     boot_id: Option<String>,
     catalogues: Vec<String>,
+    registry_configurations: Vec<PathBuf>,
     drivers: Vec<Arc<dyn Driver>>,
     helper_environment: Vec<(String, OsString)>,
 }
@@ -113,7 +115,7 @@ impl HostBuilder {
 
     /// Takes what is not set from the process's environment: `INNKEEPER_HOME`, else the platform's data directory; `XDG_RUNTIME_DIR`;
     /// `PATH`; `INNKEEPER_ACCEL`; `INNKEEPER_LIBEXEC`; `INNKEEPER_CATALOGUES` (paths or URLs, separated by spaces); this very executable
-    /// as the helper.
+    /// as the helper; where registries' credentials are (`DOCKER_CONFIG`, `REGISTRY_AUTH_FILE`, and the usual files).
     pub fn from_environment(mut self) -> Self {
         let path = |name: &str| {
             std::env::var_os(name)
@@ -154,6 +156,23 @@ impl HostBuilder {
             self.catalogues
                 .extend(catalogues.split_whitespace().map(str::to_owned));
         }
+        // Where Docker, podman and skopeo keep what `login` was told.
+        let candidates = [
+            ("DOCKER_CONFIG", "config.json"),
+            ("HOME", ".docker/config.json"),
+            ("REGISTRY_AUTH_FILE", ""),
+            ("XDG_RUNTIME_DIR", "containers/auth.json"),
+            ("HOME", ".config/containers/auth.json"),
+        ];
+        self.registry_configurations
+            .extend(candidates.iter().filter_map(|(variable, file)| {
+                let directory = path(variable)?;
+                Some(if file.is_empty() {
+                    directory
+                } else {
+                    directory.join(file)
+                })
+            }));
         self.boot_id = self.boot_id.or_else(boot_id);
         self
     }
@@ -240,6 +259,7 @@ impl HostBuilder {
                 helper,
                 helper_environment: environment,
                 catalogues: self.catalogues,
+                registry_configurations: self.registry_configurations,
                 search_path: search_path.clone(),
                 images,
                 root,
@@ -587,14 +607,57 @@ impl Host {
         self.engine.catalogue()
     }
 
-    /// Gets an image: from its vendor, or made here where that is how it is had.
+    /// Gets an image: from its vendor, or made here where that is how it is had. A registry is asked again what a tag leads to by now.
     pub async fn pull_image(
         &self,
         reference: &str,
         arch: Option<Arch>,
         progress: &dyn Progress,
     ) -> Result<ImageInfo> {
-        self.obtain(Way::Ensure, reference, arch, progress).await
+        let way = match self.engine.reference(reference)? {
+            innkeeper_image::Reference::Oci(_) => Way::Pull,
+            _ => Way::Ensure,
+        };
+        self.obtain(way, reference, arch, progress).await
+    }
+
+    /// Tells whether an image says itself what is to be run: one of a registry does.
+    pub fn has_workload(&self, image: &str) -> Result<bool> {
+        Ok(matches!(
+            self.engine.reference(image)?,
+            innkeeper_image::Reference::Oci(_)
+        ))
+    }
+
+    /// Makes the request that runs a command as a VM's image says: its entrypoint before it, its variables, user and directory. Without a
+    /// command its own one is taken; none for a VM whose image says nothing.
+    ///
+    /// Errors: `BadInput` when there is neither a command nor one of the image.
+    pub fn workload(&self, name: &str, command: &[String]) -> Result<Option<ExecRequest>> {
+        let identity = self.engine.root.bundle(name)?.identity()?;
+        let Some(workload) = identity.image.and_then(|image| image.workload) else {
+            return Ok(None);
+        };
+        let mut argv = workload.entrypoint;
+        if command.is_empty() {
+            argv.extend(workload.command);
+        } else {
+            argv.extend_from_slice(command);
+        }
+        if argv.is_empty() {
+            return Err(
+                Error::new(ErrorKind::BadInput, "the image names no command to run")
+                    .with_hint("give one after --"),
+            );
+        }
+        let given = |text: String| Some(text).filter(|text| !text.is_empty());
+        Ok(Some(ExecRequest {
+            argv,
+            env: workload.environment,
+            cwd: given(workload.directory).or_else(|| Some("/".to_owned())),
+            user: given(workload.user),
+            ..ExecRequest::default()
+        }))
     }
 
     /// Builds an image from packages, anew even if it is in the store.

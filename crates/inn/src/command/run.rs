@@ -1,4 +1,5 @@
-//! `inn run`: a new VM, started, ready, and with a command in it if one is given.
+//! `inn run`: a new VM, started, ready, and with a command in it if one is given. An image of a registry brings its own command: that runs in
+//! the foreground, as it says itself (user, variables, directory), and ours stands in for the image's where one is given.
 //!
 //! ```text
 //!  create ──► start ──► wait until ready ──► command, if any ──► remove, with --rm
@@ -25,6 +26,8 @@ use crate::spec_flags::SpecFlags;
   inn run debian:12
   inn run debian:12 --name web --cpus 4 --memory 2GiB --disk-size 20GiB -p 8080:80 -v ./site:/var/www:ro
   inn run tiny --rm -- uname -a        a VM for one command, whose exit code is ours
+  inn run oci:localhost:5000/web:1 -p 8080:80      a registry's image, with what it runs
+  inn run oci:localhost:5000/tool:1 --rm -- --help its entrypoint with other arguments
   inn run -f vm.yaml")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -38,13 +41,13 @@ pub(crate) struct Args {
     ready: ReadyFlags,
 
     /// Remove the VM after the command, whatever came of it
-    #[arg(long, requires = "command")]
+    #[arg(long)]
     rm: bool,
 
     #[command(flatten)]
     how: HowFlags,
 
-    /// Command that is run in it once it is ready
+    /// Command that is run in it once it is ready; for a registry's image, what follows its entrypoint
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "no_wait")]
     command: Vec<String>,
 
@@ -55,6 +58,11 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) async fn run(mut self, host: &Host, output: &Output) -> Result<u8> {
         let spec = self.spec.spec()?;
+        let has_workload = match &spec.image {
+            Some(image) => host.has_workload(image)?,
+            None => false,
+        };
+        self.check(has_workload)?;
         let name = match self.name.take() {
             Some(name) => name,
             None => host.name_for(spec.image.as_deref())?,
@@ -64,7 +72,10 @@ impl Args {
             return explain::show(&plan, &format!("would create and start {name}"), output);
         }
         let created = Cell::new(false);
-        let result = self.up_and_run(&name, spec, &created, host, output).await;
+        let runs_command = self.runs_command(has_workload);
+        let result = self
+            .up_and_run(&name, spec, runs_command, &created, host, output)
+            .await;
         if self.rm
             && created.get()
             && let Err(error) = host.remove(&name, true).await
@@ -77,10 +88,28 @@ impl Args {
         result
     }
 
+    /// Whether the run ends with a command of somebody's.
+    fn runs_command(&self, has_workload: bool) -> bool {
+        !self.command.is_empty() || (has_workload && !self.ready.no_wait)
+    }
+
+    fn check(&self, has_workload: bool) -> Result<()> {
+        match self.rm && !self.runs_command(has_workload) {
+            true => Err(Error::new(
+                ErrorKind::BadInput,
+                "--rm removes the VM after a command, and there is none",
+            )
+            .with_hint("give one after --")
+            .into()),
+            false => Ok(()),
+        }
+    }
+
     async fn up_and_run(
         &self,
         name: &str,
         spec: VmSpec,
+        runs_command: bool,
         created: &Cell<bool>,
         host: &Host,
         output: &Output,
@@ -94,16 +123,19 @@ impl Args {
         let Some(up) = up else {
             return Err(self.interrupted(name, created, host).await);
         };
-        if self.command.is_empty() {
+        if !runs_command {
             let info = up?;
             output.outcome(name, &info, || greeting(&info))?;
             return Ok(0);
         }
-        up.map_err(|failure| failure.with_code(EXIT_OUR_FAILURE))?;
-        let request = ExecRequest {
+        let ours = |failure: Failure| failure.with_code(EXIT_OUR_FAILURE);
+        up.map_err(ours)?;
+        let own = host.workload(name, &self.command);
+        let request = own.map_err(|error| ours(error.into()))?;
+        let request = request.unwrap_or_else(|| ExecRequest {
             argv: self.command.clone(),
             ..ExecRequest::default()
-        };
+        });
         self.how.run(host, name, request).await
     }
 
@@ -170,12 +202,21 @@ mod tests {
         let command = Command::try_parse_from(["run", "tiny", "--rm", "--", "ls", "-l"]).unwrap();
         assert_eq!(command.args.command, ["ls", "-l"]);
         for words in [
-            &["run", "tiny", "--rm"][..],
-            &["run", "tiny", "ls"],
+            &["run", "tiny", "ls"][..],
             &["run", "tiny", "--no-wait", "--", "ls"],
         ] {
             assert!(Command::try_parse_from(words).is_err(), "{words:?}");
         }
+    }
+
+    #[test]
+    fn a_vm_is_removed_only_after_a_command() {
+        let read = |words: &[&str]| Command::try_parse_from(words).unwrap().args;
+        let bare = read(&["run", "tiny", "--rm"]);
+        assert!(bare.check(false).is_err() && bare.check(true).is_ok());
+        assert!(!bare.runs_command(false) && bare.runs_command(true));
+        let waiting = read(&["run", "tiny", "--no-wait"]);
+        assert!(!waiting.runs_command(true));
     }
 
     #[test]

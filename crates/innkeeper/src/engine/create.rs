@@ -349,7 +349,11 @@ fn pinned_image(image: &Image, spec: &VmSpec) -> PinnedImage {
                 .unwrap_or_else(|| "inn".to_owned())
         }),
         cloud_init: image.cloud_init,
-        agent_is_init: image.kind == innkeeper_image::ImageKind::Tiny,
+        agent_is_init: matches!(
+            image.kind,
+            innkeeper_image::ImageKind::Tiny | innkeeper_image::ImageKind::Oci
+        ),
+        workload: image.oci.as_ref().map(|source| source.workload.clone()),
         layers: image.layers().iter().map(ToString::to_string).collect(),
     }
 }

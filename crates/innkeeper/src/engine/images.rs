@@ -18,6 +18,8 @@ use crate::spec::{Arch, DiskFormat};
 pub(crate) enum Way {
     /// From the store if it is there.
     Ensure,
+    /// Asked for anew from where it comes.
+    Pull,
     /// Built anew.
     Build,
 }
@@ -83,6 +85,7 @@ impl Engine {
         let image = told(progress, |sink| async {
             match way {
                 Way::Ensure => store.ensure(reference, arch, &inputs, sink).await,
+                Way::Pull => store.pull(reference, arch, &inputs, sink).await,
                 Way::Build => store.build(reference, arch, &inputs, sink).await,
             }
         })
@@ -102,14 +105,15 @@ impl Engine {
     }
 
     fn build_inputs(&self, reference: &Reference, arch: Arch) -> Result<BuildInputs> {
-        // Only the tiny guest has the agent in its image; others get it by their seed.
+        // Only where the agent is init it is in the image; others get it by their seed.
         let agent = match reference {
-            Reference::Tiny => Some(self.agents.find(arch)?),
+            Reference::Tiny | Reference::Oci(_) => Some(self.agents.find(arch)?),
             _ => None,
         };
         Ok(BuildInputs {
             agent,
             catalogues: self.catalogues.clone(),
+            registry_configurations: self.registry_configurations.clone(),
         })
     }
 

@@ -54,6 +54,8 @@ pub(crate) struct Engine {
     pub agents: Agents,
     /// Further catalogues of images.
     pub catalogues: Vec<String>,
+    /// Files with credentials for registries.
+    pub registry_configurations: Vec<PathBuf>,
     /// Directories in which programs are looked for.
     pub search_path: Vec<PathBuf>,
     /// Images and layers.

@@ -93,6 +93,9 @@ pub struct PinnedImage {
     pub cloud_init: bool,
     /// Whether the agent is the guest's init.
     pub agent_is_init: bool,
+    /// What an image of a registry runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<innkeeper_image::Workload>,
     /// Layers that it needs.
     pub layers: Vec<String>,
 }

@@ -1,11 +1,11 @@
 //! The agent as process 1 of a minimal guest: mounts, modules, name, network, power button; then it serves.
 //!
 //! ```text
-//!  mount /proc /sys /dev ─► modules of the channel ─► open the port ─► serve
+//!  mount /proc /sys /dev ─► modules of the channel ─► [root disk] ─► open the port ─► serve
 //!                                        │                    ▼
 //!                                        └─► beside it: network, inn.mount= disks ─► "INNKEEPER-READY" ─► other modules, power button
 //! ```
-//! Words of the kernel's command line: `inn.hostname=NAME`, `inn.net=` (see `network`), `inn.time=UNIXSECONDS`,
+//! Words of the kernel's command line: `inn.root=UUID=…` (see `root`), `inn.hostname=NAME`, `inn.net=` (see `network`), `inn.time=UNIXSECONDS`,
 //! `inn.mount=DEVICE|serial=NAME|TAG:PATH:FSTYPE[:ro]`. What goes wrong is said on the console and told as a readiness
 //! problem; it never stops the guest, for process 1 must not end.
 
@@ -63,8 +63,19 @@ fn serve() {
     }
     open_console();
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let modules = crate::modules::listed();
+    let mut modules = crate::modules::listed();
     problems(crate::modules::load(&modules.channel, &command_line));
+    let own_root = words(&command_line, "inn.root=").next();
+    if let Some(root) = own_root {
+        // All of them now: they lie in the initramfs, which is left.
+        for rest in [&mut modules.network, &mut modules.later] {
+            problems(crate::modules::load(rest, &command_line));
+            rest.clear();
+        }
+        if let Err(problem) = crate::root::switch(root) {
+            problems([format!("inn.root={root}: {problem}")]);
+        }
+    }
     for (source, path, fstype, flags, data) in [
         (
             "devpts",
@@ -102,7 +113,10 @@ fn serve() {
             "",
         ),
     ] {
-        mount_system(source, path, fstype, flags, data);
+        // What an image keeps below these on its own disk must stay to be seen.
+        if own_root.is_none() || !matches!(path, "/run" | "/tmp") {
+            mount_system(source, path, fstype, flags, data);
+        }
     }
     if let Some(name) = words(&command_line, "inn.hostname=").next()
         && let Err(error) = rustix::system::sethostname(name.as_bytes())
