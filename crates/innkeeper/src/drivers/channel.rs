@@ -17,12 +17,30 @@ use tokio::net::UnixStream;
 #[derive(Debug, Default)]
 pub(super) struct AgentChannels {
     current: Mutex<Weak<UnixStream>>,
+    /// A connection that was made before anybody asked for one.
+    early: Mutex<Option<UnixStream>>,
 }
 
 impl AgentChannels {
+    /// Keeps a connection for the first who opens a channel.
+    pub(super) fn connected(early: Option<UnixStream>) -> Self {
+        AgentChannels {
+            early: Mutex::new(early),
+            ..AgentChannels::default()
+        }
+    }
+
     /// Opens a channel and shuts the one before.
     pub(super) async fn open(&self, path: &Path) -> io::Result<AgentChannel> {
-        Ok(self.take(UnixStream::connect(path).await?))
+        let early = self
+            .early
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        Ok(self.take(match early {
+            Some(stream) => stream,
+            None => UnixStream::connect(path).await?,
+        }))
     }
 
     /// Makes a channel of a connection and shuts the one before.

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use innkeeper_api::ErrorKind;
 use serde_json::json;
+use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::sync::mpsc;
 
@@ -47,6 +48,8 @@ pub(super) struct Launched {
     pub(super) events: mpsc::UnboundedReceiver<QmpEvent>,
     pub(super) status: String,
     pub(super) record: Record,
+    /// The agent's channel, where the guest is to find it open as it was.
+    pub(super) agent: Option<UnixStream>,
     /// Length of the log before this launch, in bytes.
     pub(super) log_start: u64,
 }
@@ -116,10 +119,10 @@ pub(super) async fn launch(
     };
 
     let answer = tokio::select! {
-        answer = begin(&plan.monitor, incoming, config.memory_target) => answer,
+        answer = begin(plan, incoming, config.memory_target) => answer,
         status = child.wait() => return Err(ended_early(config, log_start, status.ok())),
     };
-    let (qmp, events, status) = match answer {
+    let (agent, (qmp, events, status)) = match answer {
         Ok(answer) => answer,
         Err(error) => {
             // A monitor that closes usually means a child that is ending; its log says more than the connection.
@@ -178,15 +181,19 @@ pub(super) async fn launch(
         events,
         status,
         record,
+        agent,
         log_start,
     })
 }
 
+type Answer = (Qmp, mpsc::UnboundedReceiver<QmpEvent>, String);
+
 async fn begin(
-    monitor: &Path,
+    plan: &Plan,
     incoming: Option<&Incoming>,
     memory_target: Option<Bytes>,
-) -> Result<(Qmp, mpsc::UnboundedReceiver<QmpEvent>, String), QmpError> {
+) -> Result<(Option<UnixStream>, Answer), QmpError> {
+    let monitor = &plan.monitor;
     let Some(incoming) = incoming else {
         let (qmp, events, status) = first_answer(monitor).await?;
         if let Some(target) = memory_target {
@@ -194,12 +201,15 @@ async fn begin(
             let value = json!({ "value": target.get() });
             qmp.execute("balloon", value, ANSWER_DEADLINE).await?;
         }
-        return Ok((qmp, events, status));
+        return Ok((None, (qmp, events, status)));
     };
     let (qmp, mut events) = Qmp::connect(monitor, ANSWER_DEADLINE).await?;
+    // Before the state is read: a guest that was saved with its port open and finds it closed is told so, and of the opening after it, on
+    // another queue than the port's own; its agent would then drop a link that has just been made. Without it all goes that way.
+    let agent = UnixStream::connect(&plan.agent).await.ok();
     incoming.read(&qmp, &mut events).await?;
     let status = query_status(&qmp).await?;
-    Ok((qmp, events, status))
+    Ok((agent, (qmp, events, status)))
 }
 
 /// Connects to a monitor and asks for the machine's status.

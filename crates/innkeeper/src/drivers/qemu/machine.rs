@@ -125,6 +125,7 @@ pub(super) fn supervise_launched(launched: Launched, boots: bool) -> Result<Runn
         events,
         status,
         record,
+        agent,
         log_start,
     } = launched;
     let mut children = Children {
@@ -148,8 +149,9 @@ pub(super) fn supervise_launched(launched: Launched, boots: bool) -> Result<Runn
         }
     };
     let (tracker, first) = Tracker::start(record.meaning(&status), boots);
+    let agent = AgentChannels::connected(agent);
     supervise(
-        record, process, children, qmp, events, tracker, first, log_start,
+        record, process, children, qmp, agent, events, tracker, first, log_start,
     )
 }
 
@@ -191,7 +193,10 @@ pub(super) async fn adopt(record: Record) -> Result<Running> {
         qemu: None,
         sidecars: Vec::new(),
     };
-    supervise(record, process, children, qmp, events, tracker, first, 0)
+    let agent = AgentChannels::default();
+    supervise(
+        record, process, children, qmp, agent, events, tracker, first, 0,
+    )
 }
 
 /// Kills what a record names, if it is still that.
@@ -269,6 +274,7 @@ fn supervise(
     process: Process,
     children: Children,
     qmp: Qmp,
+    agent: AgentChannels,
     qmp_events: mpsc::UnboundedReceiver<QmpEvent>,
     tracker: Tracker,
     first: Vec<MachineEvent>,
@@ -289,7 +295,7 @@ fn supervise(
         record,
         process,
         qmp: Mutex::new(Arc::new(qmp)),
-        agent: AgentChannels::default(),
+        agent,
         expected: AtomicBool::new(false),
         log_start,
         signals: broadcast::channel(SIGNALS).0,
