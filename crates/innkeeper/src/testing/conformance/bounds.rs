@@ -16,9 +16,10 @@ use super::{Failure, Verdict, require};
 use crate::spec::{ForwardSpec, Isolation, NetworkKind, NetworkSpec, Protocol};
 
 pub(super) async fn a_limited_disk_is_held_to_its_requests(context: &Context) -> Verdict {
-    /// Requests a second, and how many are made: two seconds' worth, less what is let through at once in the beginning.
-    const LIMIT: u32 = 100;
-    const REQUESTS: u32 = 200;
+    /// Requests a second, and how many are made: four seconds' worth, less what is let through at once in the beginning. Few enough that
+    /// a busy computer alone does not take so long.
+    const LIMIT: u32 = 25;
+    const REQUESTS: u32 = 100;
     let name = "held";
     let mut spec = context.spec();
     let mut slow = file_disk(context, "slow")?;
@@ -40,7 +41,7 @@ pub(super) async fn a_limited_disk_is_held_to_its_requests(context: &Context) ->
     };
     let (free, slow) = (read("free").await?, read("slow").await?);
     require!(
-        slow >= Duration::from_millis(1500) && slow > free,
+        slow >= Duration::from_secs(3),
         "{REQUESTS} reads at {LIMIT} a second took {slow:?}, and {free:?} without a limit"
     );
     context.host.kill(name).await?;
