@@ -130,6 +130,12 @@ pub(crate) const REQUIREMENTS: &[Requirement] = &[
         Test,
         Program("qemu-system-aarch64"),
     ),
+    Requirement::new(
+        "a registry to pull images from",
+        "docker-registry",
+        Test,
+        Program("docker-registry"),
+    ),
     Requirement::new("plays the TPM of VMs", "swtpm", Test, Program("swtpm")).optional(),
     Requirement::new(
         "builds virtiofsd, which serves shared folders",

@@ -57,6 +57,27 @@ pub(crate) fn deb_archive(data: &[u8]) {
     );
 }
 
+/// Manifests, indexes and configurations of a registry, and what it says about tokens.
+pub(crate) fn oci_documents(data: &[u8]) {
+    parse::try_documents(data);
+}
+
+/// Two layers over each other: nothing is written but the disk, which takes no more than its limit.
+pub(crate) fn oci_layer(data: &[u8]) {
+    use std::os::unix::fs::MetadataExt;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("disk");
+    let _ = parse::try_layer(data, &path);
+    let beside = std::fs::read_dir(directory.path()).expect("it is there");
+    assert_eq!(beside.count(), 1, "something was written beside the disk");
+    // A name of two bytes may make a directory of one block.
+    let used = path.metadata().expect("it is there").blocks() * 512;
+    assert!(
+        used <= (64 << 20) + 4096 * data.len() as u64,
+        "{used} bytes"
+    );
+}
+
 pub(crate) fn catalogue(data: &[u8]) {
     if let Ok(catalogue) = Catalogue::parse("fuzz", data) {
         for entry in catalogue.entries() {

@@ -25,6 +25,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("deb822", image::deb822),
     ("kernel", image::kernel),
     ("kernel_module", image::kernel_module),
+    ("oci_documents", image::oci_documents),
+    ("oci_layer", image::oci_layer),
     ("qcow2_header", image::qcow2_header),
     ("qmp_lines", spec::qmp_lines),
     ("reference", image::reference),

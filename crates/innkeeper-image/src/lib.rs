@@ -63,6 +63,7 @@ pub mod parse {
     pub use crate::deb::{Stanza, dependencies, parse_deb822, read_archive};
     pub use crate::kernel::{decompress, extract_vmlinux, raw_image};
     pub use crate::modules::depends_of;
+    pub use crate::oci::{try_documents, try_layer};
     pub use crate::qcow2::{Header, check_foreign_header};
 }
 

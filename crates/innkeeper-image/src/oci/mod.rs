@@ -336,6 +336,32 @@ fn uuid_text(uuid: &[u8; 16]) -> String {
     .join("-")
 }
 
+/// Lays bytes, as two layers one after the other, over an empty root and writes the disk to `path`, which must not exist.
+pub fn try_layer(bytes: &[u8], path: &Path) -> Result<()> {
+    let context = Context::new(std::sync::Arc::new(crate::progress::Silent));
+    let (mut tree, mut blocks) = (Tree::new(), Blocks::create(path, 16 << 20)?);
+    let (first, second) = bytes.split_at(bytes.len() / 2 / 512 * 512);
+    for mut layer in [first, second] {
+        unpack::lay_over(&mut tree, &mut blocks, &mut layer, &context)?;
+    }
+    let identity = Identity {
+        uuid: [0; 16],
+        label: [0; 16],
+        created: 0,
+    };
+    root_disk::finish(&tree, blocks, identity, 0).map(drop)
+}
+
+/// Reads bytes as each of the documents that a registry gives.
+pub fn try_documents(bytes: &[u8]) {
+    // Whether they are understood does not matter; only that none of it fails otherwise.
+    let _ = model::read_manifest(bytes, Arch::X86_64);
+    let _ = model::read_configuration(bytes, Arch::X86_64, 1);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = registry::challenge(text);
+    }
+}
+
 /// A root disk while layers are laid over it.
 pub(crate) struct RootWriter {
     tree: Tree,

@@ -287,7 +287,7 @@ fn refusal(url: &str, status: u16) -> Error {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Challenge {
+pub(super) enum Challenge {
     Basic,
     Bearer {
         realm: String,
@@ -296,7 +296,7 @@ enum Challenge {
 }
 
 /// Reads `Bearer realm="…",service="…"` (RFC 9110, 11.6.1); other schemes are none.
-fn challenge(text: &str) -> Option<Challenge> {
+pub(super) fn challenge(text: &str) -> Option<Challenge> {
     let (scheme, mut rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
     if scheme.eq_ignore_ascii_case("basic") {
         return Some(Challenge::Basic);
