@@ -70,7 +70,20 @@ impl Vsock for SocketVsock {
             )
             .with_source(source)
         };
+        let gone = |error: &io::Error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            )
+        };
         match connected {
+            // The guest can't refuse in this way: nobody listens at the device's own socket.
+            Ok(Err(error)) if gone(&error) => Err(Error::new(
+                ErrorKind::Unreachable,
+                "the vsock device of this machine is gone: the process behind it has ended",
+            )
+            .with_source(error)
+            .with_hint("start the VM anew")),
             Ok(Ok(stream)) => Ok(Box::new(Connection::new(stream))),
             Ok(Err(error)) => Err(unreachable(error)),
             Err(_) => Err(unreachable(io::ErrorKind::TimedOut.into())),
