@@ -50,6 +50,7 @@ mod session;
 mod transfer;
 #[cfg(target_os = "linux")]
 mod unmount;
+#[cfg(target_os = "linux")]
 mod users;
 #[cfg(target_os = "linux")]
 mod vsock;
