@@ -254,7 +254,9 @@ impl Engine {
             return None;
         }
         let boot = image.boot.as_ref()?;
-        let kernel = boot.vmlinux.as_ref().unwrap_or(&boot.kernel);
+        // The uncompressed kernel starts sooner, but beside a TPM its initial RAM disk may come to lie on the firmware's tables.
+        let uncompressed = boot.vmlinux.as_ref().filter(|_| !spec.tpm);
+        let kernel = uncompressed.unwrap_or(&boot.kernel);
         Some(PinnedBoot {
             kernel: self.images.layer_path(kernel),
             initrd: boot

@@ -57,7 +57,7 @@ use serde_json::Value;
 use self::board::Board;
 use self::record::Record;
 use super::process;
-use crate::driver::{Driver, MachineConfig, Restore, Running, lacking, refuse};
+use crate::driver::{BootConfig, Driver, MachineConfig, Restore, Running, lacking, refuse};
 use crate::error::{Error, Result};
 use crate::spec::Arch;
 
@@ -219,6 +219,7 @@ impl Driver for QemuDriver {
     async fn launch(&self, config: &MachineConfig) -> Result<Running> {
         let host = self.host().await;
         self.require_supported(config, &host)?;
+        require_room_for_tpm(config)?;
         let plan = plan::plan(config, &host, &ports::Placement::default())?;
         let launched = launch::launch(&plan, config, &self.options.boot_id, None).await?;
         machine::supervise_launched(launched, true)
@@ -242,6 +243,37 @@ impl Driver for QemuDriver {
     fn restore(&self) -> Option<&dyn Restore> {
         Some(self)
     }
+}
+
+/// Refuses a TPM beside an ELF kernel with an initial RAM disk on x86-64.
+///
+/// QEMU puts that RAM disk right below the 160 KiB of ACPI tables that it expects at the end of memory. With a TPM there are 196 KiB, since
+/// the TPM's log is there too: the tables are overwritten, and the guest finds neither them nor the TPM (seen with QEMU 10.0). A bzImage
+/// places the RAM disk itself, below what is reserved.
+fn require_room_for_tpm(config: &MachineConfig) -> Result<()> {
+    use std::io::Read;
+    let BootConfig::Direct {
+        kernel,
+        initrd: Some(_),
+        ..
+    } = &config.boot
+    else {
+        return Ok(());
+    };
+    if config.tpm.is_none() || config.arch != Arch::X86_64 {
+        return Ok(());
+    }
+    let mut magic = [0; 4];
+    let read = std::fs::File::open(kernel).and_then(|mut file| file.read_exact(&mut magic));
+    read.map_err(|error| Error::io(format!("can't read the kernel {}", kernel.display()), error))?;
+    if magic != *b"\x7fELF" {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        "tpm: QEMU would put this kernel's initial RAM disk where the guest finds its TPM, since the kernel is uncompressed",
+    )
+    .with_hint("create the VM with `tpm: true` from the start, name a bzImage as `boot.kernel`, or boot by `firmware: uefi`"))
 }
 
 impl QemuDriver {

@@ -272,6 +272,7 @@ pub const TRIALS: &[Trial] = trials![
     seen::cpus_that_were_given_are_used_and_come_back [Can(C::CpuHotplug), Can(C::Suspend), Has(Processes), Has(Agent)],
     seen::memory_that_was_given_is_used_and_comes_back [Can(C::MemoryHotplug), Can(C::Suspend), Has(Processes), Has(Agent)],
     seen::what_lies_in_a_drive_is_what_the_guest_reads [Can(C::Drive), Has(Processes), Has(Agent)],
+    seen::a_tpm_keeps_its_registers_over_a_suspend [Can(C::Tpm), Can(C::Suspend), Has(Processes), Has(Agent)],
     bounds::a_limited_disk_is_held_to_its_requests [Can(C::DiskLimits), Has(Processes), Has(Agent)],
     bounds::only_what_is_not_for_an_agent_reaches_out [Can(C::NetworkUser), Can(C::NetworkClosed), Can(C::PortForward), Has(Network), Has(Processes), Has(Agent)],
     bounds::its_hypervisor_has_little_to_give [Can(C::Sandbox)],

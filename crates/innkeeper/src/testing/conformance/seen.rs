@@ -1,4 +1,4 @@
-//! Trials of what the guest itself sees of what it was given: CPUs, memory, media.
+//! Trials of what the guest itself sees of what it was given: CPUs, memory, media, a TPM.
 
 use super::context::Context;
 use super::devices::{now, set, with_drive};
@@ -117,6 +117,53 @@ pub(super) async fn what_lies_in_a_drive_is_what_the_guest_reads(context: &Conte
     require!(written != "0", "the guest wrote to a medium");
     context.host.eject_medium(name, "cd", false).await?;
     until_it_says(context, name, READ, "").await?;
+    context.host.kill(name).await?;
+    Ok(())
+}
+
+/// `TPM2_PCR_Extend` of register 16 by 32 bytes with an empty password, as `printf` writes it. Source: TCG TPM 2.0 Library, part 3,
+/// section 22.2, and part 1, section 18 for the session.
+const EXTEND: &str = concat!(
+    r"\200\002\000\000\000\101\000\000\001\202\000\000\000\020",
+    r"\000\000\000\011\100\000\000\011\000\000\000\000\000",
+    r"\000\000\000\001\000\013a-digest-of-thirty-two-bytes-000"
+);
+
+pub(super) async fn a_tpm_keeps_its_registers_over_a_suspend(context: &Context) -> Verdict {
+    const REGISTER: &str = "cat /sys/class/tpm/tpm0/pcr-sha256/16";
+    let fresh = "0".repeat(64);
+    let name = "sealed";
+    let mut spec = context.spec();
+    spec.tpm = true;
+    context.create(name, spec).await?;
+    context.start_ready(name).await?;
+    context
+        .sh(name, "until [ -c /dev/tpm0 ]; do sleep 0.05; done")
+        .await?;
+    until_it_says(context, name, REGISTER, &fresh).await?;
+    let extend = format!(
+        "exec 3<>/dev/tpm0; printf '{EXTEND}' >&3; dd bs=4096 count=1 <&3 2>/dev/null | tail -c +7 | head -c 4 | hexdump -v -e '1/1 \"%02x\"'"
+    );
+    let code = context.sh(name, &extend).await?;
+    require!(code == "00000000", "the TPM answered {code}");
+    let before = context.sh(name, REGISTER).await?;
+    require!(
+        before.len() == 64 && before != fresh,
+        "the register holds {before:?}"
+    );
+    away_and_back(context, name).await?;
+    let after = context.sh(name, REGISTER).await?;
+    require!(
+        after == before,
+        "after a suspend the register holds {after}, not {before}"
+    );
+    context.host.kill(name).await?;
+    context.start_ready(name).await?;
+    context
+        .sh(name, "until [ -c /dev/tpm0 ]; do sleep 0.05; done")
+        .await?;
+    // A new boot is a new measurement: only what was saved brings the old one back.
+    until_it_says(context, name, REGISTER, &fresh).await?;
     context.host.kill(name).await?;
     Ok(())
 }
