@@ -271,9 +271,17 @@ fn read(link: &Arc<Link>, fd: &OwnedFd, operations: &Arc<Operations>) {
     let mut buffer = vec![0; READ_SIZE];
     let mut retry_pause = Duration::from_millis(500);
     let mut retry_at = Instant::now() + retry_pause;
+    let mut was_established = false;
     loop {
         let mut set = [PollFd::new(fd, PollFlags::IN)];
         let established = lock(&link.state).mux.is_established();
+        if was_established && !established {
+            // Greeted anew, as by a host whose guest came back from disk: its answer is awaited from now on. A repeated hello at once would
+            // throw that host out of step.
+            retry_pause = Duration::from_millis(500);
+            retry_at = Instant::now() + retry_pause;
+        }
+        was_established = established;
         let timeout = (!established).then(|| retry_at.saturating_duration_since(Instant::now()));
         let timeout = timeout.map(|left| Timespec {
             tv_sec: left.as_secs() as i64,
