@@ -39,11 +39,7 @@ pub fn unmount(request: &UnmountRequest) -> std::io::Result<Reply> {
         for other in mounts.iter().filter(of_it).filter(|m| m.point != point) {
             found.add_mount(&other.point);
         }
-        if found.users.in_use
-            || !mounts
-                .iter()
-                .any(|m| is_of(&m, request) && m.point == point)
-        {
+        if found.users.in_use || !mounts.iter().any(|m| is_of(m, request) && m.point == point) {
             break;
         }
         match rustix::mount::unmount(request.path.as_str(), UnmountFlags::NOFOLLOW) {
@@ -96,7 +92,9 @@ impl Found {
             path: bounded(path),
         };
         if self.users.users.contains(&user) {
-        } else if self.users.users.len() < MOUNT_USERS {
+            return;
+        }
+        if self.users.users.len() < MOUNT_USERS {
             self.users.users.push(user);
         } else {
             self.users.more = true;
