@@ -78,12 +78,10 @@ impl Shares {
         news: &mpsc::UnboundedSender<AgentNews>,
     ) {
         self.until_open().await;
-        let turn = self.turn.lock().await;
+        let _turn = self.turn.lock().await;
+        // If a suspend was quicker, whoever ends it mounts them.
         if *self.open.borrow() {
             self.mount_now(channel, news).await;
-        } else {
-            // A suspend was quicker; whoever ends it mounts them.
-            drop(turn);
         }
     }
 

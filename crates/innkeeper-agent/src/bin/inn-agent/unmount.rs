@@ -92,7 +92,9 @@ impl Found {
             path: bounded(path),
         };
         if self.users.users.contains(&user) {
-        } else if self.users.users.len() < MOUNT_USERS {
+            return;
+        }
+        if self.users.users.len() < MOUNT_USERS {
             self.users.users.push(user);
         } else {
             self.users.more = true;
