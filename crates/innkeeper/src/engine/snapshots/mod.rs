@@ -9,6 +9,8 @@
 mod kept;
 mod merge;
 mod settle;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 mod told;
 mod work;
 
@@ -21,7 +23,7 @@ use crate::machine::Request;
 use crate::snapshot::{Node, Origin, SnapshotCost, SnapshotDone};
 use crate::store::{Bundle, FileLock};
 
-pub(crate) use settle::settle;
+pub(crate) use settle::{settle, top_file};
 pub(crate) use work::{Opened, Wanted, Way, Work};
 
 /// Where a fault-injection test may end this process.
@@ -41,7 +43,7 @@ pub enum Present {
 
 impl Engine {
     /// Takes the lock of a VM that does not run.
-    async fn still(&self, bundle: &Bundle) -> Result<FileLock> {
+    pub(super) async fn still(&self, bundle: &Bundle) -> Result<FileLock> {
         self.may(bundle, Request::Snapshot).await?;
         let lock = self.lock(bundle).await?;
         self.may_now(bundle, Request::Snapshot)?;
@@ -61,7 +63,7 @@ impl Engine {
         Ok(if overlays { Way::Overlay } else { Way::Copy })
     }
 
-    async fn work<'a>(&'a self, bundle: &'a Bundle) -> Result<Work<'a>> {
+    pub(super) async fn work<'a>(&'a self, bundle: &'a Bundle) -> Result<Work<'a>> {
         Ok(Work {
             images: &self.images,
             bundle,
@@ -278,6 +280,59 @@ impl Engine {
             }
         }
         Ok(names)
+    }
+
+    /// Finds what interrupted snapshots and clones left and, unless `dry_run`, removes it; a sentence each.
+    pub(crate) fn clear_away_snapshots(&self, dry_run: bool) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for name in self.root.names()? {
+            let bundle = self.root.bundle_at(&name);
+            let Ok(Some(_)) = bundle.snapshots() else {
+                continue;
+            };
+            // Who is at work on it holds its lock, and removes what it leaves.
+            let Some(_lock) = bundle.try_lock()? else {
+                continue;
+            };
+            let Ok(identity) = bundle.identity() else {
+                continue;
+            };
+            if bundle.snapshots_or_new(&identity)?.generation > identity.generation {
+                found.push(format!(
+                    "a change of snapshots of {name} that was interrupted"
+                ));
+                if dry_run {
+                    continue;
+                }
+                settle(&self.images, &bundle)?;
+            }
+            let identity = bundle.identity()?;
+            let graph = bundle.snapshots_or_new(&identity)?;
+            found.extend(settle::sweep(
+                &self.images,
+                &bundle,
+                &identity,
+                &graph,
+                dry_run,
+            )?);
+        }
+        let run = match dry_run {
+            true => innkeeper_image::Run::Dry,
+            false => innkeeper_image::Run::Real,
+        };
+        // Read only now: a clone in the making wrote its identity before it leased anything.
+        let owners = std::cell::OnceCell::new();
+        let swept = self.images.sweep_frozen(run, |user| {
+            owners
+                .get_or_init(|| self.root.owners())
+                .iter()
+                .any(|owner| owner == user)
+        })?;
+        found.extend(swept.iter().map(|id| {
+            let path = self.images.frozen_path(id);
+            format!("a layer that nobody needs: {}", path.display())
+        }));
+        Ok(found)
     }
 
     fn note_snapshot(&self, bundle: &Bundle, message: String) {
