@@ -91,6 +91,11 @@ impl Host {
             .await
     }
 
+    /// Names the clones that read layers of a VM, which can't be removed before them.
+    pub fn clone_shares(&self, name: &str) -> Result<Vec<String>> {
+        self.engine.clones(&self.root().bundle(name)?)
+    }
+
     /// Tells about how many bytes [`Host::clone_vm`] would have to copy.
     pub async fn plan_clone(
         &self,

@@ -247,19 +247,20 @@ impl Engine {
 
     /// Refuses to remove a VM whose layers other VMs read.
     pub(super) fn must_have_no_clones(&self, bundle: &Bundle) -> Result<()> {
+        refuse_clones(bundle.name(), &self.clones(bundle)?)
+    }
+
+    /// Names the VMs that read layers of this one.
+    pub(crate) fn clones(&self, bundle: &Bundle) -> Result<Vec<String>> {
+        // One that is damaged can be removed all the same: its layers stay while others need them.
         let (Ok(identity), Ok(Some(graph))) = (bundle.identity(), bundle.snapshots()) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
-        let own = match &identity.cloned {
-            // What it reads itself as a clone is not its own: its siblings are no children of it.
-            Some(origin) => graph
-                .layers
-                .into_keys()
-                .filter(|id| !origin.layers.contains(id))
-                .collect(),
-            None => graph.layers.into_keys().collect(),
-        };
-        refuse_clones(bundle.name(), &self.clones_of(&identity.id, own)?)
+        // What it reads itself as a clone is not its own: its siblings are no children of it.
+        let inherited = identity.cloned.map(|from| from.layers).unwrap_or_default();
+        let own = graph.layers.into_keys();
+        let own = own.filter(|id| !inherited.contains(id)).collect();
+        self.clones_of(&identity.id, own)
     }
 
     /// Names the other VMs that need one of these layers.
