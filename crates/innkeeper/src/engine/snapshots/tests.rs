@@ -333,6 +333,34 @@ fn where_nothing_was_changed_nothing_needs_to_be_saved() {
     }
 }
 
+#[tokio::test]
+async fn a_disk_that_grew_or_came_after_a_snapshot_is_not_lost() {
+    let bed = Bed::new();
+    let work = bed.work(Way::Overlay);
+    let (id, _) = work.create(&wanted()).unwrap();
+    let mut identity = bed.bundle.identity().unwrap();
+    std::fs::write(bed.bundle.path("disks/late.raw"), b"late").unwrap();
+    identity.disks.push(IdentityDisk {
+        name: "late".to_owned(),
+        file: "disks/late.raw".into(),
+        format: "raw".to_owned(),
+        backing_format: None,
+        layer: None,
+        size: 4,
+    });
+    identity.disks[0].size *= 2;
+    bed.bundle.write_identity(&identity).unwrap();
+    // Merges what the snapshot was into other tops.
+    work.remove(&id).unwrap();
+    work.merge().await.unwrap();
+    let after = bed.bundle.identity().unwrap();
+    assert!(after.generation > identity.generation);
+    assert_eq!(after.disks[0].size, identity.disks[0].size);
+    assert_eq!(after.disks[2], identity.disks[2]);
+    let late = std::fs::read(bed.bundle.path("disks/late.raw")).unwrap();
+    assert_eq!(late, b"late");
+}
+
 /// What a process that is to be killed does.
 #[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 enum Victim {
