@@ -71,6 +71,7 @@ enum HostCommand {
     #[command(visible_alias = "launch")]
     Run(run::Args),
     Create(create::Args),
+    Clone(clone::Args),
     Start(start::Args),
     Stop(stop::Args),
     Kill(kill::Args),
@@ -172,6 +173,7 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
     match command {
         HostCommand::Run(args) => args.run(host, output).await,
         HostCommand::Create(args) => args.run(host, output).await,
+        HostCommand::Clone(args) => args.run(host, output).await,
         HostCommand::Start(args) => args.run(host, output).await,
         HostCommand::Stop(args) => args.run(host, output).await,
         HostCommand::Kill(args) => args.run(host, output).await,

@@ -100,6 +100,8 @@ pub struct Seed {
     pub user_data: Option<String>,
     /// The agent.
     pub agent: Option<SeedAgent>,
+    /// Whether the disk is that of another guest, whose machine id must not be this one's too.
+    pub new_machine_id: bool,
 }
 
 impl Seed {
@@ -206,8 +208,15 @@ impl Seed {
         if !self.runcmd.is_empty() {
             set("runcmd", json!(self.runcmd));
         }
+        let mut early: Vec<Vec<String>> = Vec::new();
+        if self.new_machine_id {
+            early.extend(machine_id_commands());
+        }
         if self.agent.is_some() {
-            set("bootcmd", json!(agent_commands()));
+            early.extend(agent_commands());
+        }
+        if !early.is_empty() {
+            set("bootcmd", json!(early));
         }
         Ok(config)
     }
@@ -273,6 +282,21 @@ impl SeedFile {
         }
         file
     }
+}
+
+/// Gives the guest a machine id of its own, once for each instance id (cloud-init-per(1)).
+fn machine_id_commands() -> Vec<Vec<String>> {
+    let once = ["cloud-init-per", "instance"];
+    let forget = ["inn-forget-machine-id", "rm", "-f", "/etc/machine-id"];
+    let make = ["inn-make-machine-id", "systemd-machine-id-setup"];
+    [forget.as_slice(), make.as_slice()]
+        .map(|words| {
+            once.iter()
+                .chain(words)
+                .map(|word| (*word).to_owned())
+                .collect()
+        })
+        .into()
 }
 
 /// Installs and starts the agent; a boot without the seed still starts what was installed before.
@@ -363,6 +387,32 @@ mod tests {
             timezone: Some("Europe/Berlin".into()),
             ..Seed::default()
         }
+    }
+
+    #[test]
+    fn a_clone_gets_a_machine_id_before_its_agent() {
+        let seed = Seed {
+            new_machine_id: true,
+            ..Seed::default()
+        };
+        let config = seed.cloud_config().unwrap();
+        let expected = json!([
+            [
+                "cloud-init-per",
+                "instance",
+                "inn-forget-machine-id",
+                "rm",
+                "-f",
+                "/etc/machine-id"
+            ],
+            [
+                "cloud-init-per",
+                "instance",
+                "inn-make-machine-id",
+                "systemd-machine-id-setup"
+            ],
+        ]);
+        assert_eq!(config["bootcmd"], expected);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::progress::Progress;
 use crate::spec::{self, Arch, Bytes, DiskFormat, VmSpec};
 use crate::store::Root;
 
-pub use crate::engine::{DriverVerdict, Explanation, WaitFor};
+pub use crate::engine::{CloneKind, Cloned, DriverVerdict, Explanation, WaitFor};
 pub use snapshots::Present;
 pub use types::{
     CatalogueEntry, DetachOptions, DiskFile, ImageInfo, LogKind, SpecChange, StopOptions,
@@ -795,7 +795,9 @@ impl Host {
 
     /// Finds what crashes left half-made and, unless `dry_run`, removes it; a sentence each.
     pub async fn tidy_up(&self, dry_run: bool) -> Result<Vec<String>> {
-        self.engine.clear_away(dry_run)
+        let mut found = self.engine.clear_away(dry_run)?;
+        found.extend(self.engine.clear_away_snapshots(dry_run)?);
+        Ok(found)
     }
 }
 

@@ -41,7 +41,7 @@ pub mod testing;
 pub use confinement::Confinement;
 pub use error::{Error, Result, exit_code, http_status};
 pub use host::{
-    CatalogueEntry, DetachOptions, DiskFile, DriverVerdict, Explanation, Host, HostBuilder,
-    ImageInfo, LogKind, Present, SpecChange, StopOptions, WaitFor,
+    CatalogueEntry, CloneKind, Cloned, DetachOptions, DiskFile, DriverVerdict, Explanation, Host,
+    HostBuilder, ImageInfo, LogKind, Present, SpecChange, StopOptions, WaitFor,
 };
 pub use innkeeper_api as api;

@@ -2,6 +2,7 @@
 //!
 //! A command reads its arguments, asks `Host` one thing, and writes the answer. What is more than that stands in the library.
 
+pub(crate) mod clone;
 pub(crate) mod completion;
 pub(crate) mod console;
 pub(crate) mod cp;

@@ -10,6 +10,7 @@
 
 mod agents;
 pub(crate) mod change;
+mod clone;
 pub(crate) mod configure;
 mod create;
 mod guests;
@@ -36,6 +37,7 @@ use crate::keeper::SshKey;
 use crate::store::Root;
 
 pub(crate) use agents::Agents;
+pub use clone::{CloneKind, Cloned};
 pub(crate) use images::{Way, told};
 pub use select::{DriverVerdict, Explanation};
 pub use wait::WaitFor;

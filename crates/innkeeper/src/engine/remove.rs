@@ -13,6 +13,7 @@ impl Engine {
     pub(crate) async fn remove(&self, name: &str, force: bool) -> Result<()> {
         let bundle = self.root.bundle(name)?;
         self.may(&bundle, Request::Remove { force }).await?;
+        self.must_have_no_clones(&bundle)?;
         // Without an identity there is no way to its keeper; the lock, taken below, says whether it has one.
         if force && !bundle.is_suspended() && bundle.identity().is_ok() {
             self.kill(name).await?;

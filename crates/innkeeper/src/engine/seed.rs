@@ -73,6 +73,7 @@ impl Engine {
                 binary: self.agents.find(arch_of(identity)?)?,
                 unit: innkeeper_agent::unit::UNIT_TEXT.to_owned(),
             }),
+            new_machine_id: identity.cloned.is_some(),
         };
         bundle.write_seed(&seed.volume()?)
     }

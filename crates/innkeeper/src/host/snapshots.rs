@@ -1,8 +1,9 @@
 //! Snapshots of VMs, for programs.
 
-use super::Host;
+use super::{CloneKind, Cloned, Host};
 pub use crate::engine::snapshots::Present;
 use crate::error::Result;
+use crate::progress::Progress;
 use crate::snapshot::{
     Origin, SnapshotCost, SnapshotDifference, SnapshotDone, SnapshotInfo, SnapshotTree,
 };
@@ -71,6 +72,38 @@ impl Host {
         self.engine
             .snapshot_edit(name, snapshot, new_name, description)
             .await
+    }
+
+    /// Makes another VM of one that does not run, or of a snapshot of it: a new id, new addresses, a new host name. A linked clone shares
+    /// what it does not change with its origin, which can't be removed before it.
+    ///
+    /// Errors: `Conflict` if the origin runs or is suspended, the snapshot holds memory, or a VM named `clone` exists.
+    pub async fn clone_vm(
+        &self,
+        name: &str,
+        clone: &str,
+        snapshot: Option<&str>,
+        kind: CloneKind,
+        progress: &dyn Progress,
+    ) -> Result<Cloned> {
+        self.engine
+            .clone_vm(name, clone, snapshot, kind, progress)
+            .await
+    }
+
+    /// Names the clones that read layers of a VM, which can't be removed before them.
+    pub fn clone_shares(&self, name: &str) -> Result<Vec<String>> {
+        self.engine.clones(&self.root().bundle(name)?)
+    }
+
+    /// Tells about how many bytes [`Host::clone_vm`] would have to copy.
+    pub async fn plan_clone(
+        &self,
+        name: &str,
+        snapshot: Option<&str>,
+        kind: CloneKind,
+    ) -> Result<u64> {
+        self.engine.plan_clone(name, snapshot, kind).await
     }
 
     /// Tells what [`Host::snapshot_create`] would do.

@@ -1,10 +1,12 @@
 //! Which layers the nodes and tops of a graph need, and which of them can be merged into the one over it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use innkeeper_image::FrozenId;
 
-use super::{Below, Graph};
+use super::{Below, Graph, Layer};
+use crate::error::Result;
 use crate::store::IdentityDisk;
 
 /// A layer that nobody needs by itself, and the only thing that reads through it.
@@ -35,6 +37,29 @@ pub(crate) fn below(disk: &IdentityDisk) -> Option<Below> {
         layer: disk.layer.clone()?,
         format,
     })
+}
+
+impl Layer {
+    /// Returns the layer that a VM's own disk would be.
+    pub(crate) fn of_top(top: &IdentityDisk) -> Result<Layer> {
+        Ok(Layer {
+            format: top.format.parse()?,
+            size: top.size,
+            below: below(top),
+        })
+    }
+
+    /// Returns a VM's own disk that holds what this layer does, in a file of its own.
+    pub(crate) fn as_top(&self, name: &str, file: PathBuf) -> IdentityDisk {
+        IdentityDisk {
+            name: name.to_owned(),
+            file,
+            format: self.format.to_string(),
+            backing_format: self.below.as_ref().map(|below| below.format.to_string()),
+            layer: self.below.as_ref().map(|below| below.layer.clone()),
+            size: self.size,
+        }
+    }
 }
 
 impl Below {

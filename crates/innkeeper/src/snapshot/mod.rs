@@ -52,6 +52,9 @@ pub(crate) struct Graph {
     /// What the tops were when the present state began; where they still are that, there is nothing to save of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub untouched: Vec<Stamp>,
+    /// What the tops were when they were made and held nothing of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub empty: Vec<Stamp>,
     /// The nodes, in the order in which they were made.
     pub nodes: Vec<Node>,
     /// Every layer that a node or a top reads, however far below.
@@ -178,6 +181,7 @@ impl Graph {
             generation,
             now: None,
             untouched: Vec::new(),
+            empty: Vec::new(),
             nodes: Vec::new(),
             layers: BTreeMap::new(),
             tops,

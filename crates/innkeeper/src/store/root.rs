@@ -127,6 +127,22 @@ impl Root {
             .collect())
     }
 
+    /// Returns the identifiers of all VMs, and of those that are being made or taken apart.
+    pub(crate) fn owners(&self) -> Vec<String> {
+        // One that is renamed while this is read is seen under either name, or at the second look.
+        let mut owners = Vec::new();
+        for _ in 0..2 {
+            let names = self
+                .entries(|name| Some(name.to_owned()))
+                .unwrap_or_default();
+            owners.extend(names.iter().filter_map(|name| {
+                let bundle = Bundle::new(name.clone(), self.vms().join(name), self.boot_id.clone());
+                Some(bundle.identity().ok()?.id)
+            }));
+        }
+        owners
+    }
+
     fn entries(&self, pick: impl Fn(&str) -> Option<String>) -> Result<Vec<String>> {
         let failed = |error| Error::io(format!("can't list {}", self.vms().display()), error);
         let mut names = Vec::new();

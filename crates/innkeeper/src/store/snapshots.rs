@@ -25,11 +25,16 @@ impl Bundle {
         Ok(graph)
     }
 
-    /// Reads the graph, or makes an empty one.
+    /// Reads the graph, or makes an empty one. Its tops are those of the identity, which may have grown or got company since, unless a
+    /// change of tops is not finished.
     pub(crate) fn snapshots_or_new(&self, identity: &Identity) -> Result<Graph> {
-        Ok(self
-            .snapshots()?
-            .unwrap_or_else(|| Graph::new(identity.generation, identity.disks.clone())))
+        let Some(mut graph) = self.snapshots()? else {
+            return Ok(Graph::new(identity.generation, identity.disks.clone()));
+        };
+        if graph.generation <= identity.generation {
+            graph.tops.clone_from(&identity.disks);
+        }
+        Ok(graph)
     }
 
     /// Writes the graph. It is on disk when this returns.

@@ -9,6 +9,8 @@
 mod kept;
 mod merge;
 mod settle;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 mod told;
 mod work;
 
@@ -21,7 +23,7 @@ use crate::machine::Request;
 use crate::snapshot::{Node, Origin, SnapshotCost, SnapshotDone};
 use crate::store::{Bundle, FileLock};
 
-pub(crate) use settle::settle;
+pub(crate) use settle::{settle, top_file};
 pub(crate) use work::{Opened, Wanted, Way, Work};
 
 /// Where a fault-injection test may end this process.
@@ -41,7 +43,7 @@ pub enum Present {
 
 impl Engine {
     /// Takes the lock of a VM that does not run.
-    async fn still(&self, bundle: &Bundle) -> Result<FileLock> {
+    pub(super) async fn still(&self, bundle: &Bundle) -> Result<FileLock> {
         self.may(bundle, Request::Snapshot).await?;
         let lock = self.lock(bundle).await?;
         self.may_now(bundle, Request::Snapshot)?;
@@ -61,7 +63,7 @@ impl Engine {
         Ok(if overlays { Way::Overlay } else { Way::Copy })
     }
 
-    async fn work<'a>(&'a self, bundle: &'a Bundle) -> Result<Work<'a>> {
+    pub(super) async fn work<'a>(&'a self, bundle: &'a Bundle) -> Result<Work<'a>> {
         Ok(Work {
             images: &self.images,
             bundle,
@@ -245,19 +247,20 @@ impl Engine {
 
     /// Refuses to remove a VM whose layers other VMs read.
     pub(super) fn must_have_no_clones(&self, bundle: &Bundle) -> Result<()> {
+        refuse_clones(bundle.name(), &self.clones(bundle)?)
+    }
+
+    /// Names the VMs that read layers of this one.
+    pub(crate) fn clones(&self, bundle: &Bundle) -> Result<Vec<String>> {
+        // One that is damaged can be removed all the same: its layers stay while others need them.
         let (Ok(identity), Ok(Some(graph))) = (bundle.identity(), bundle.snapshots()) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
-        let own = match &identity.cloned {
-            // What it reads itself as a clone is not its own: its siblings are no children of it.
-            Some(origin) => graph
-                .layers
-                .into_keys()
-                .filter(|id| !origin.layers.contains(id))
-                .collect(),
-            None => graph.layers.into_keys().collect(),
-        };
-        refuse_clones(bundle.name(), &self.clones_of(&identity.id, own)?)
+        // What it reads itself as a clone is not its own: its siblings are no children of it.
+        let inherited = identity.cloned.map(|from| from.layers).unwrap_or_default();
+        let own = graph.layers.into_keys();
+        let own = own.filter(|id| !inherited.contains(id)).collect();
+        self.clones_of(&identity.id, own)
     }
 
     /// Names the other VMs that need one of these layers.
@@ -278,6 +281,59 @@ impl Engine {
             }
         }
         Ok(names)
+    }
+
+    /// Finds what interrupted snapshots and clones left and, unless `dry_run`, removes it; a sentence each.
+    pub(crate) fn clear_away_snapshots(&self, dry_run: bool) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for name in self.root.names()? {
+            let bundle = self.root.bundle_at(&name);
+            let Ok(Some(_)) = bundle.snapshots() else {
+                continue;
+            };
+            // Who is at work on it holds its lock, and removes what it leaves.
+            let Some(_lock) = bundle.try_lock()? else {
+                continue;
+            };
+            let Ok(identity) = bundle.identity() else {
+                continue;
+            };
+            if bundle.snapshots_or_new(&identity)?.generation > identity.generation {
+                found.push(format!(
+                    "a change of snapshots of {name} that was interrupted"
+                ));
+                if dry_run {
+                    continue;
+                }
+                settle(&self.images, &bundle)?;
+            }
+            let identity = bundle.identity()?;
+            let graph = bundle.snapshots_or_new(&identity)?;
+            found.extend(settle::sweep(
+                &self.images,
+                &bundle,
+                &identity,
+                &graph,
+                dry_run,
+            )?);
+        }
+        let run = match dry_run {
+            true => innkeeper_image::Run::Dry,
+            false => innkeeper_image::Run::Real,
+        };
+        // Read only now: a clone in the making wrote its identity before it leased anything.
+        let owners = std::cell::OnceCell::new();
+        let swept = self.images.sweep_frozen(run, |user| {
+            owners
+                .get_or_init(|| self.root.owners())
+                .iter()
+                .any(|owner| owner == user)
+        })?;
+        found.extend(swept.iter().map(|id| {
+            let path = self.images.frozen_path(id);
+            format!("a layer that nobody needs: {}", path.display())
+        }));
+        Ok(found)
     }
 
     fn note_snapshot(&self, bundle: &Bundle, message: String) {

@@ -126,7 +126,7 @@ fn is_top(name: &str) -> bool {
 }
 
 /// Returns the file of a top of this generation, relative to the bundle.
-pub(super) fn top_file(disk: &str, generation: u64, format: DiskFormat) -> std::path::PathBuf {
+pub(crate) fn top_file(disk: &str, generation: u64, format: DiskFormat) -> std::path::PathBuf {
     format!("disks/{disk}.{generation}.{format}").into()
 }
 

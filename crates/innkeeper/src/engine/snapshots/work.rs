@@ -96,12 +96,15 @@ impl Work<'_> {
         };
         graph.add(node);
         graph.untouched = stamps(self.bundle, &graph.tops)?;
+        if self.way == Way::Overlay {
+            graph.empty.clone_from(&graph.untouched);
+        }
         self.write(&graph, &identity)?;
         Ok((id, copied))
     }
 
     /// Makes a layer of each of the VM's own disks, and another top where the way wants one. Nothing counts before the graph is written.
-    pub(super) fn freeze(
+    pub(crate) fn freeze(
         &self,
         identity: &Identity,
         graph: &mut Graph,
@@ -111,12 +114,7 @@ impl Work<'_> {
         let generation = identity.generation + 1;
         for top in &identity.disks {
             let (path, id) = (self.bundle.path(&top.file), frozen_id()?);
-            let format: DiskFormat = top.format.parse()?;
-            let layer = Layer {
-                format,
-                size: top.size,
-                below: layer_below(top),
-            };
+            let layer = Layer::of_top(top)?;
             match self.way {
                 Way::Share | Way::Copy => {
                     copied += self.images.freeze_by_copy(&path, &id, &identity.id)?;
@@ -145,7 +143,7 @@ impl Work<'_> {
     }
 
     /// Makes an empty top over a layer.
-    pub(super) fn overlay(
+    pub(crate) fn overlay(
         &self,
         name: &str,
         id: &FrozenId,
@@ -185,14 +183,7 @@ impl Work<'_> {
             &self.images.frozen_path(&frozen.layer),
             &self.bundle.path(&file),
         )?;
-        let top = IdentityDisk {
-            name: frozen.name.clone(),
-            file,
-            format: layer.format.to_string(),
-            backing_format: layer.below.as_ref().map(|below| below.format.to_string()),
-            layer: layer.below.as_ref().map(|below| below.layer.clone()),
-            size: layer.size,
-        };
+        let top = layer.as_top(&frozen.name, file);
         Ok((top, copied))
     }
 
@@ -231,8 +222,68 @@ impl Work<'_> {
         self.write(&graph, &identity)?;
         // Only now are all files where they belong; without this the next revert would save a state that nobody changed.
         graph.untouched = stamps(self.bundle, &graph.tops)?;
+        if self.way == Way::Overlay {
+            graph.empty.clone_from(&graph.untouched);
+        }
         self.bundle.write_snapshots(&graph)?;
         Ok(copied)
+    }
+
+    /// Makes layers of the present state that are no snapshot's, for a clone; where a top holds nothing of its own the layer below it will
+    /// do.
+    pub(crate) fn freeze_present(&self) -> Result<Vec<FrozenDisk>> {
+        let Opened {
+            identity,
+            mut graph,
+        } = self.open()?;
+        let present = stamps(self.bundle, &identity.disks)?;
+        let mut below = Vec::new();
+        for top in &identity.disks {
+            let file = top.file.display().to_string();
+            let stamp = present.iter().find(|stamp| stamp.file == file);
+            let layer = layer_below(top).and_then(|below| below.frozen());
+            if let (Some(layer), Some(stamp)) = (layer, stamp)
+                && graph.empty.contains(stamp)
+                && graph
+                    .layers
+                    .get(&layer)
+                    .is_some_and(|layer| layer.size == top.size)
+            {
+                below.push(FrozenDisk {
+                    name: top.name.clone(),
+                    layer,
+                    size: top.size,
+                });
+            }
+        }
+        if below.len() == identity.disks.len() {
+            return Ok(below);
+        }
+        let (disks, _) = self.freeze(&identity, &mut graph)?;
+        graph.empty = stamps(self.bundle, &graph.tops)?;
+        self.write(&graph, &identity)?;
+        Ok(disks)
+    }
+
+    /// Says what there is of the VM beside its disks.
+    pub(crate) fn present(&self) -> Result<Kept> {
+        kept::present(self.bundle)
+    }
+
+    /// Copies the UEFI variables into another VM; returns how many bytes had to be copied.
+    pub(crate) fn copy_firmware(
+        &self,
+        kept: &Kept,
+        from: &std::path::Path,
+        to: &Bundle,
+    ) -> Result<u64> {
+        if !kept.firmware {
+            return Ok(0);
+        }
+        Ok(disk::copy(
+            &from.join(kept::FIRMWARE),
+            &to.path(kept::FIRMWARE),
+        )?)
     }
 
     /// Says whether the present state is still what its snapshot holds.
