@@ -4,44 +4,32 @@
 //!  0            1                           FIRST
 //!  superblock │ descriptors, room for more │ content │ attributes, links, extents, directories │ bitmaps │ inodes │ journal │ free
 //! ```
-//! Blocks of 4 KiB; extents, flexible groups, a journal (a machine may be killed at any time), no checksums and no copies of the
-//! superblock (`sparse_super2` with none). Zeros are not written: the file is sparse. The layout is the kernel's
-//! Documentation/filesystems/ext4; the tests let e2fsck judge it. A later resize is the guest kernel's.
+//! Blocks of 4 KiB; extents, flexible groups, a journal (a machine may be killed at any time), no checksums. Zeros are not written: the file
+//! is sparse. Some groups begin with copies of the superblock and the descriptors; the numbers that are given out here pass over
+//! those places, and `physical` puts them back in. The layout is the kernel's Documentation/filesystems/ext4; the tests let e2fsck
+//! judge it. Growing to a larger disk is the guest kernel's, which does it only with copies where `sparse_super` has them.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 
+use super::blocks::{
+    BLOCK, BLOCKS_PER_GROUP, Blocks, COPIES, DESCRIPTOR_BLOCKS, FIRST, contiguous, physical, pieces,
+};
+use super::inode::{INODE_SIZE, Inode};
 use super::tree::{Content, Node, NodeId, Run, Tree};
 use super::xattr;
 use crate::{Error, Result};
 
-/// Size of a block.
-pub(crate) const BLOCK: u64 = 4096;
-const BLOCKS_PER_GROUP: u64 = 32_768;
-const INODE_SIZE: usize = 256;
 /// Inodes of a group at most: the bits of one block.
 const MOST_INODES_PER_GROUP: u64 = 8 * BLOCK;
 /// One inode for 16 KiB, as mke2fs has it.
 const INODES_PER_GROUP: u64 = 8192;
 const DESCRIPTOR_SIZE: u64 = 32;
-/// Blocks for group descriptors: enough for 2 TiB.
-const DESCRIPTOR_BLOCKS: u64 = 128;
-/// Where content begins.
-const FIRST: u64 = 1 + DESCRIPTOR_BLOCKS;
 const JOURNAL_BLOCKS: u64 = 16_384;
 const JOURNAL_INODE: u32 = 8;
 /// First inode that is not reserved.
 const FIRST_INODE: u32 = 11;
-const LONGEST_EXTENT: u64 = 32_768;
-const EXTENTS_IN_BLOCK: usize = 340;
-const EXTENTS_IN_INODE: usize = 4;
 /// Free space that a disk has at least, beside what its image needs.
 const LEAST_FREE_BLOCKS: u64 = 65_536;
-const BUFFER: usize = 1 << 20;
-
-const EXTENTS_FLAG: u32 = 0x8_0000;
 
 /// What tells this file system from others.
 #[derive(Clone, Copy, Debug)]
@@ -58,233 +46,6 @@ pub(crate) struct Identity {
 pub(crate) struct Finished {
     /// Size of the disk in bytes.
     pub(crate) bytes: u64,
-}
-
-/// The disk while its content comes: bytes go to where they stay, in the order in which they come.
-pub(crate) struct Blocks {
-    file: File,
-    path: PathBuf,
-    /// The next free block behind everything, the buffer's bytes not yet counted.
-    next: u64,
-    buffer: Vec<u8>,
-    /// Blocks that may be used for content at most.
-    limit: u64,
-}
-
-impl Blocks {
-    /// Makes the disk's file; at most `limit` bytes of content are taken.
-    pub(crate) fn create(path: &Path, limit: u64) -> Result<Blocks> {
-        let file = OpenOptions::new()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(Error::io("create", path))?;
-        Ok(Blocks {
-            file,
-            path: path.to_owned(),
-            next: FIRST,
-            buffer: Vec::with_capacity(BUFFER),
-            limit: limit / BLOCK,
-        })
-    }
-
-    /// Takes a file of `bytes` bytes, which `read` gives piece by piece.
-    pub(crate) fn content(
-        &mut self,
-        bytes: u64,
-        mut read: impl FnMut(&mut [u8]) -> Result<usize>,
-    ) -> Result<Run> {
-        let run = Run {
-            start: self.here(),
-            blocks: bytes.div_ceil(BLOCK),
-        };
-        if run.start + run.blocks > FIRST + self.limit {
-            return Err(Error::malformed(
-                "the image",
-                format!(
-                    "its files take more than {} GiB",
-                    (self.limit * BLOCK) >> 30
-                ),
-            ));
-        }
-        let mut left = bytes;
-        while left > 0 {
-            if self.buffer.len() == BUFFER {
-                self.flush()?;
-            }
-            let old = self.buffer.len();
-            let want = (BUFFER - old).min(usize::try_from(left).unwrap_or(BUFFER));
-            self.buffer.resize(old + want, 0);
-            let count = read(&mut self.buffer[old..])?.min(want);
-            self.buffer.truncate(old + count);
-            if count == 0 {
-                return Err(Error::malformed("a file of the layer", "ends too early"));
-            }
-            left -= count as u64;
-        }
-        self.buffer
-            .resize(self.buffer.len().next_multiple_of(BLOCK as usize), 0);
-        Ok(run)
-    }
-
-    /// Takes bytes that are there already.
-    fn bytes(&mut self, mut bytes: &[u8]) -> Result<Run> {
-        self.content(bytes.len() as u64, |buffer| {
-            let (now, later) = bytes.split_at(buffer.len().min(bytes.len()));
-            buffer[..now.len()].copy_from_slice(now);
-            bytes = later;
-            Ok(now.len())
-        })
-    }
-
-    fn here(&self) -> u64 {
-        self.next + self.buffer.len() as u64 / BLOCK
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        let full = self.buffer.len() / BLOCK as usize * BLOCK as usize;
-        let buffer = std::mem::take(&mut self.buffer);
-        self.write(self.next, &buffer[..full])?;
-        self.next += full as u64 / BLOCK;
-        self.buffer = buffer;
-        self.buffer.drain(..full);
-        Ok(())
-    }
-
-    /// Writes whole blocks, leaving holes for those that are zero.
-    fn write(&self, block: u64, bytes: &[u8]) -> Result<()> {
-        const ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
-        let is_zero = |piece: &[u8]| piece == &ZEROS[..piece.len()];
-        let mut from = 0;
-        for (index, piece) in bytes.chunks(BLOCK as usize).enumerate() {
-            if is_zero(piece) {
-                let at = index * BLOCK as usize;
-                self.write_at(block * BLOCK + from as u64, &bytes[from..at])?;
-                from = at + piece.len();
-            }
-        }
-        self.write_at(block * BLOCK + from as u64, &bytes[from..])
-    }
-
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(Error::io("write", &self.path))
-    }
-}
-
-/// An inode on its way to the table.
-struct Inode([u8; INODE_SIZE]);
-
-impl Inode {
-    fn new(kind: u16, permissions: u16, links: u32, size: u64) -> Inode {
-        let mut inode = Inode([0; INODE_SIZE]);
-        inode.set16(0x0, kind | permissions & 0o7777);
-        inode.set32(0x4, size as u32);
-        inode.set32(0x6C, (size >> 32) as u32);
-        // A directory with more names than the field holds has 1 (feature dir_nlink).
-        inode.set16(
-            0x1A,
-            u16::try_from(links)
-                .ok()
-                .filter(|links| *links <= 65_000)
-                .unwrap_or(1),
-        );
-        inode.set16(0x80, 32);
-        inode
-    }
-
-    fn set16(&mut self, at: usize, value: u16) {
-        self.0[at..at + 2].copy_from_slice(&value.to_le_bytes());
-    }
-
-    fn set32(&mut self, at: usize, value: u32) {
-        self.0[at..at + 4].copy_from_slice(&value.to_le_bytes());
-    }
-
-    fn set_owner(&mut self, uid: u32, gid: u32) {
-        self.set16(0x2, uid as u16);
-        self.set16(0x78, (uid >> 16) as u16);
-        self.set16(0x18, gid as u16);
-        self.set16(0x7A, (gid >> 16) as u16);
-    }
-
-    fn set_times(&mut self, seconds: i64) {
-        // 34 bits: the low word is signed, two bits of the extra word say how often 2^32 is to be added.
-        let seconds = seconds.clamp(i64::from(i32::MIN), (1 << 34) - 1 + i64::from(i32::MIN));
-        let low = seconds as u32;
-        let epoch = ((seconds - i64::from(low as i32)) >> 32) as u32 & 3;
-        for (at, extra) in [(0x8, 0x8C), (0xC, 0x84), (0x10, 0x88), (0x90, 0x94)] {
-            self.set32(at, low);
-            self.set32(extra, epoch);
-        }
-    }
-
-    /// Counts blocks as the field wants them, in sectors of 512 bytes.
-    fn set_blocks(&mut self, blocks: u64) {
-        let sectors = blocks * (BLOCK / 512);
-        self.set32(0x1C, sectors as u32);
-        self.set16(0x74, (sectors >> 32) as u16);
-    }
-
-    /// Enters where the content is; further blocks go to `blocks`. Gives how many blocks it takes.
-    fn set_extents(&mut self, run: Run, blocks: &mut Blocks) -> Result<u64> {
-        self.set32(0x20, EXTENTS_FLAG);
-        let mut extents = Vec::new();
-        let mut at = 0;
-        while at < run.blocks {
-            let length = (run.blocks - at).min(LONGEST_EXTENT);
-            extents.push((at as u32, length as u16, run.start + at));
-            at += length;
-        }
-        if extents.len() <= EXTENTS_IN_INODE {
-            self.0[0x28..0x28 + 60].copy_from_slice(&extent_node(&extents, EXTENTS_IN_INODE, 60));
-            return Ok(run.blocks);
-        }
-        let leaves: Vec<_> = extents.chunks(EXTENTS_IN_BLOCK).collect();
-        if leaves.len() > EXTENTS_IN_INODE {
-            return Err(Error::malformed(
-                "a file of the layer",
-                "is larger than 170 GiB",
-            ));
-        }
-        let mut root = vec![0; 60];
-        root[..12].copy_from_slice(&extent_header(leaves.len(), EXTENTS_IN_INODE, 1));
-        for (index, leaf) in leaves.iter().enumerate() {
-            let place = blocks.bytes(&extent_node(leaf, EXTENTS_IN_BLOCK, BLOCK as usize))?;
-            let entry = 12 + 12 * index;
-            root[entry..entry + 4].copy_from_slice(&leaf[0].0.to_le_bytes());
-            root[entry + 4..entry + 8].copy_from_slice(&(place.start as u32).to_le_bytes());
-        }
-        self.0[0x28..0x28 + 60].copy_from_slice(&root);
-        Ok(run.blocks + leaves.len() as u64)
-    }
-}
-
-fn extent_header(entries: usize, most: usize, depth: u16) -> [u8; 12] {
-    let mut header = [0; 12];
-    header[..2].copy_from_slice(&0xF30A_u16.to_le_bytes());
-    header[2..4].copy_from_slice(&(entries as u16).to_le_bytes());
-    header[4..6].copy_from_slice(&(most as u16).to_le_bytes());
-    header[6..8].copy_from_slice(&depth.to_le_bytes());
-    header
-}
-
-fn extent_node(extents: &[(u32, u16, u64)], most: usize, size: usize) -> Vec<u8> {
-    let mut node = vec![0; size];
-    node[..12].copy_from_slice(&extent_header(extents.len(), most, 0));
-    for (index, (logical, length, physical)) in extents.iter().enumerate() {
-        let at = 12 + 12 * index;
-        node[at..at + 4].copy_from_slice(&logical.to_le_bytes());
-        node[at + 4..at + 6].copy_from_slice(&length.to_le_bytes());
-        node[at + 8..at + 12].copy_from_slice(&(*physical as u32).to_le_bytes());
-    }
-    node
 }
 
 /// Everything behind the content while it is written.
@@ -411,7 +172,7 @@ impl Writer<'_> {
                 )
             })?;
             let run = self.blocks.bytes(&block)?;
-            inode.set32(0x68, run.start as u32);
+            inode.set32(0x68, physical(run.start) as u32);
             used += 1;
         }
         inode.set_blocks(used);
@@ -461,20 +222,10 @@ impl Writer<'_> {
         let inodes = u64::from(FIRST_INODE) + self.inodes.len() as u64;
         let mut groups = least.div_ceil(BLOCK * BLOCKS_PER_GROUP).max(1);
         let shape = loop {
-            let per_group = inodes
-                .div_ceil(groups)
-                .max(INODES_PER_GROUP)
-                .next_multiple_of(16);
-            let end = used + groups * (2 + per_group / 16) + JOURNAL_BLOCKS;
-            if per_group <= MOST_INODES_PER_GROUP
-                && end + LEAST_FREE_BLOCKS <= groups * BLOCKS_PER_GROUP
-            {
-                break Shape {
-                    groups,
-                    per_group,
-                    used,
-                    end,
-                };
+            let shape = Shape::new(groups, inodes, used);
+            let room = physical(shape.end) + LEAST_FREE_BLOCKS <= groups * BLOCKS_PER_GROUP;
+            if room && shape.per_group <= MOST_INODES_PER_GROUP {
+                break shape;
             }
             groups += 1;
             if groups > DESCRIPTOR_BLOCKS * (BLOCK / DESCRIPTOR_SIZE) {
@@ -492,7 +243,7 @@ impl Writer<'_> {
         self.journal(&shape, identity)?;
         self.inode_tables(&shape)?;
         let free_blocks = self.bitmaps_and_descriptors(&shape)?;
-        self.superblock(&shape, identity, free_blocks)?;
+        self.superblocks(&shape, identity, free_blocks)?;
         self.blocks
             .file
             .sync_data()
@@ -515,12 +266,12 @@ impl Writer<'_> {
             block[at..at + 4].copy_from_slice(&value.to_be_bytes());
         }
         block[0x30..0x40].copy_from_slice(&identity.uuid);
-        self.blocks.write(shape.journal(), &block)
+        self.blocks.write(shape.journal, &block)
     }
 
     fn inode_tables(&mut self, shape: &Shape) -> Result<()> {
         let run = Run {
-            start: shape.journal(),
+            start: shape.journal,
             blocks: JOURNAL_BLOCKS,
         };
         let mut journal = Inode::new(0o100_000, 0o600, 1, JOURNAL_BLOCKS * BLOCK);
@@ -537,7 +288,11 @@ impl Writer<'_> {
             place(number_of(index), inode);
         }
         table.resize(table.len().next_multiple_of(BLOCK as usize), 0);
-        self.blocks.write(shape.inode_table(0), &table)
+        let per_group = shape.per_group as usize * INODE_SIZE;
+        for (start, piece) in shape.tables.iter().zip(table.chunks(per_group)) {
+            self.blocks.write(*start, piece)?;
+        }
+        Ok(())
     }
 
     /// Gives the count of free blocks.
@@ -545,10 +300,18 @@ impl Writer<'_> {
         let groups = shape.groups as usize;
         let mut block_bits = vec![0_u8; groups * BLOCK as usize];
         let descriptor_blocks = (shape.groups * DESCRIPTOR_SIZE).div_ceil(BLOCK);
-        set_bits(&mut block_bits, 0, 1 + descriptor_blocks);
-        set_bits(&mut block_bits, FIRST, shape.end);
-        for run in &self.tree.freed {
-            clear_bits(&mut block_bits, run.start, run.start + run.blocks);
+        for group in std::iter::once(0).chain(shape.copies()) {
+            let start = group * BLOCKS_PER_GROUP;
+            set_bits(&mut block_bits, start, start + 1 + descriptor_blocks);
+        }
+        for (start, end) in pieces(FIRST, shape.end) {
+            set_bits(&mut block_bits, start, end);
+        }
+        let skipped = shape.skipped.iter();
+        for run in self.tree.freed.iter().chain(skipped) {
+            for (start, end) in pieces(run.start, run.start + run.blocks) {
+                clear_bits(&mut block_bits, start, end);
+            }
         }
         let mut inode_bits = vec![0_u8; groups * BLOCK as usize];
         let mut directories = vec![0_u16; groups];
@@ -585,9 +348,9 @@ impl Writer<'_> {
             for (at, block) in [
                 (0x0, shape.used + group as u64),
                 (0x4, shape.used + shape.groups + group as u64),
-                (0x8, shape.inode_table(group as u64)),
+                (0x8, shape.tables[group]),
             ] {
-                descriptor[at..at + 4].copy_from_slice(&(block as u32).to_le_bytes());
+                descriptor[at..at + 4].copy_from_slice(&(physical(block) as u32).to_le_bytes());
             }
             descriptor[0xC..0xE].copy_from_slice(&(free as u16).to_le_bytes());
             let free_inodes = shape.per_group - u64::from(used_inodes);
@@ -596,11 +359,14 @@ impl Writer<'_> {
         }
         self.blocks.write(shape.used, &block_bits)?;
         self.blocks.write(shape.used + shape.groups, &inode_bits)?;
-        self.blocks.write(1, &descriptors)?;
+        for group in std::iter::once(0).chain(shape.copies()) {
+            self.blocks
+                .write_physical(group * BLOCKS_PER_GROUP + 1, &descriptors)?;
+        }
         Ok(all_free)
     }
 
-    fn superblock(&mut self, shape: &Shape, identity: Identity, free_blocks: u64) -> Result<()> {
+    fn superblocks(&mut self, shape: &Shape, identity: Identity, free_blocks: u64) -> Result<()> {
         let mut block = vec![0; BLOCK as usize];
         let superblock = &mut block[1024..2048];
         let inodes = shape.groups * shape.per_group;
@@ -621,12 +387,12 @@ impl Writer<'_> {
             // Revision 1: sizes that are not the first ones.
             (0x4C, 1),
             (0x54, FIRST_INODE),
-            // has_journal, ext_attr, dir_index, sparse_super2.
-            (0x5C, 0x4 | 0x8 | 0x20 | 0x200),
+            // has_journal, ext_attr, dir_index.
+            (0x5C, 0x4 | 0x8 | 0x20),
             // filetype, extent, flex_bg.
             (0x60, 0x2 | 0x40 | 0x200),
-            // large_file, huge_file, dir_nlink, extra_isize.
-            (0x64, 0x2 | 0x8 | 0x20 | 0x40),
+            // sparse_super, large_file, huge_file, dir_nlink, extra_isize.
+            (0x64, 0x1 | 0x2 | 0x8 | 0x20 | 0x40),
             (0xE0, JOURNAL_INODE),
             // user_xattr and acl.
             (0x100, 0xC),
@@ -655,7 +421,16 @@ impl Writer<'_> {
         // half_md4, and 2^4 groups are one flexible group.
         superblock[0xFC] = 1;
         superblock[0x174] = 4;
-        self.blocks.write(0, &block)
+        self.blocks.write_physical(0, &block)?;
+        // A copy begins its block, and says which group it stands in.
+        block.copy_within(1024..2048, 0);
+        block[1024..].fill(0);
+        for group in shape.copies() {
+            block[0x5A..0x5C].copy_from_slice(&(group as u16).to_le_bytes());
+            self.blocks
+                .write_physical(group * BLOCKS_PER_GROUP, &block)?;
+        }
+        Ok(())
     }
 }
 
@@ -674,17 +449,50 @@ struct Shape {
     per_group: u64,
     /// The first block behind content and directories.
     used: u64,
+    /// Where each group's table of inodes begins.
+    tables: Vec<u64>,
+    /// Blocks that were passed over, since a table must lie in one piece.
+    skipped: Vec<Run>,
+    journal: u64,
     /// The first block behind everything.
     end: u64,
 }
 
 impl Shape {
-    fn inode_table(&self, group: u64) -> u64 {
-        self.used + 2 * self.groups + group * self.per_group / 16
+    fn new(groups: u64, inodes: u64, used: u64) -> Shape {
+        let per_group = inodes
+            .div_ceil(groups)
+            .max(INODES_PER_GROUP)
+            .next_multiple_of(16);
+        let length = per_group / 16;
+        let (mut at, mut tables, mut skipped) = (used + 2 * groups, Vec::new(), Vec::new());
+        for _ in 0..groups {
+            let left = contiguous(at);
+            if left < length {
+                skipped.push(Run {
+                    start: at,
+                    blocks: left,
+                });
+                at += left;
+            }
+            tables.push(at);
+            at += length;
+        }
+        Shape {
+            groups,
+            per_group,
+            used,
+            tables,
+            skipped,
+            journal: at,
+            end: at + JOURNAL_BLOCKS,
+        }
     }
 
-    fn journal(&self) -> u64 {
-        self.inode_table(self.groups)
+    /// Groups of this disk that begin with copies.
+    fn copies(&self) -> impl Iterator<Item = u64> + use<> {
+        let groups = self.groups;
+        COPIES.into_iter().filter(move |group| *group < groups)
     }
 
     /// Group of an inode, and its bit there.
@@ -722,39 +530,64 @@ mod tests {
     use crate::progress::{Context, Silent};
     use crate::root_disk::Attributes;
     use crate::tool::{self, Tool};
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
 
-    #[test]
-    fn a_file_of_many_extents_is_sound() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("disk");
-        let (mut tree, mut blocks) = (Tree::new(), Blocks::create(&path, 1 << 40).unwrap());
+    fn disk_with(path: &Path, bytes: u64, read: impl FnMut(&mut [u8]) -> Result<usize>) {
+        let (mut tree, mut blocks) = (Tree::new(), Blocks::create(path, 1 << 40).unwrap());
         tree.next_layer();
-        let bytes = 700 << 20;
-        let run = blocks
-            .content(bytes, |buffer| {
-                buffer.fill(0);
-                Ok(buffer.len())
-            })
-            .unwrap();
-        tree.put(
-            b"large",
-            Attributes::default(),
-            Content::File { run, bytes },
-        )
-        .unwrap();
+        let run = blocks.content(bytes, read).unwrap();
+        let content = Content::File { run, bytes };
+        tree.put(b"large", Attributes::default(), content).unwrap();
         let identity = Identity {
             uuid: [7; 16],
-            label: *b"test\0\0\0\0\0\0\0\0\0\0\0\0",
+            label: [0; 16],
             created: 0,
         };
         let made = finish(&tree, blocks, identity, 1 << 30).unwrap();
         assert_eq!(made.bytes, path.metadata().unwrap().len());
-        let e2fsck = tool::require("e2fsck", "e2fsprogs", "e2fsprogs").unwrap();
+        run_tool("e2fsck", &["-f", "-n"], path);
+    }
+
+    fn run_tool(name: &'static str, arguments: &[&str], path: &Path) {
+        let program = tool::require(name, "e2fsprogs", "e2fsprogs").unwrap();
         let context = Context::new(std::sync::Arc::new(Silent));
-        Tool::new(&e2fsck, "check the disk")
-            .args(["-f", "-n"])
-            .arg(&path)
-            .output(&context)
-            .unwrap();
+        let tool = Tool::new(&program, "look at the disk").args(arguments.iter().copied());
+        tool.arg(path).output(&context).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_many_extents_is_sound() {
+        let directory = tempfile::tempdir().unwrap();
+        disk_with(&directory.path().join("disk"), 700 << 20, |buffer| {
+            buffer.fill(0);
+            Ok(buffer.len())
+        });
+    }
+
+    #[test]
+    fn content_passes_over_the_places_of_copies() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, copy) = (directory.path().join("disk"), directory.path().join("copy"));
+        // A mark in every MiB; the copies of group 1 lie at 128 MiB.
+        let mut at = 0_u64;
+        disk_with(&path, 200 << 20, |buffer| {
+            buffer.fill(0);
+            buffer[..8].copy_from_slice(&(at + 1).to_le_bytes());
+            at += buffer.len() as u64;
+            Ok(buffer.len())
+        });
+        run_tool(
+            "debugfs",
+            &["-R", &format!("dump /large {}", copy.display())],
+            &path,
+        );
+        let copy = File::open(copy).unwrap();
+        for at in (0..200_u64).map(|number| number << 20) {
+            let mut mark = [0; 8];
+            copy.read_exact_at(&mut mark, at).unwrap();
+            assert_eq!(u64::from_le_bytes(mark), at + 1);
+        }
     }
 }

@@ -9,10 +9,13 @@
 //! unpacked directory (or, since 1.47.1, a tar without whiteouts), and the crate for it knows no devices and no names that
 //! are not UTF-8; so the writer is ours.
 
+mod blocks;
 mod ext4;
+mod inode;
 mod tree;
 mod xattr;
 
-pub(crate) use ext4::{Blocks, Identity, finish};
+pub(crate) use blocks::Blocks;
+pub(crate) use ext4::{Identity, finish};
 pub(crate) use tree::{Attributes, Content, Device, Tree};
 pub(crate) use xattr::is_known as is_known_attribute;

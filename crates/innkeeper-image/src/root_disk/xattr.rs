@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::ext4::BLOCK;
+use super::blocks::BLOCK;
 
 /// Names that can be kept, with their numbers on the disk; longer ones first.
 const PREFIXES: &[(&[u8], u8)] = &[

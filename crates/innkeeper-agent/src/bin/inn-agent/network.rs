@@ -60,8 +60,10 @@ pub fn watch(link: Arc<Link>) {
             }
         });
     });
+    // Here and not on its thread: what changes from now on must be heard, however soon that is.
+    let listener = Netlink::listener();
     crate::operations::spawn("network", move || {
-        let listener = match Netlink::listener() {
+        let listener = match listener {
             Ok(listener) => listener,
             Err(error) => return say(&format!("changes of addresses are not told: {error}")),
         };
@@ -72,9 +74,10 @@ pub fn watch(link: Arc<Link>) {
 }
 
 fn tell(link: &Link, known: &Mutex<Option<Vec<Interface>>>) {
+    // Held while looking, or an older look of another thread could be told last.
+    let mut known = lock(known);
     match interfaces() {
         Ok(interfaces) => {
-            let mut known = lock(known);
             if known.as_ref() != Some(&interfaces) {
                 link.push(&AgentEvent::Addresses {
                     interfaces: interfaces.clone(),
