@@ -12,8 +12,10 @@ mod agents;
 pub(crate) mod change;
 pub(crate) mod configure;
 mod create;
+pub(crate) mod export;
 mod guests;
 mod images;
+mod import;
 mod keepers;
 pub(crate) mod live_change;
 mod look;
@@ -35,7 +37,9 @@ use crate::keeper::SshKey;
 use crate::store::Root;
 
 pub(crate) use agents::Agents;
+pub use export::{ExportForm, Exported};
 pub(crate) use images::{Way, told};
+pub use import::{ImportOptions, ImportPlan, PlannedDisk};
 pub use select::{DriverVerdict, Explanation};
 pub use wait::WaitFor;
 
