@@ -106,6 +106,8 @@ enum HostCommand {
     Drivers(drivers::Args),
     #[command(subcommand)]
     Image(image::Image),
+    Import(import::Args),
+    Export(export::Args),
     #[command(subcommand)]
     Disk(disk::Disk),
     #[command(subcommand)]
@@ -202,6 +204,8 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
         HostCommand::Explain(args) => args.run(host, output).await,
         HostCommand::Drivers(args) => args.run(host, output).await,
         HostCommand::Image(image) => image.run(host, output).await,
+        HostCommand::Import(args) => args.run(host, output).await,
+        HostCommand::Export(args) => args.run(host, output).await,
         HostCommand::Disk(disk) => disk.run(host, output).await,
         HostCommand::Snapshot(snapshot) => snapshot.run(host, output).await,
         HostCommand::Net(net) => net.run(host, output).await,

@@ -126,7 +126,7 @@ pub(crate) fn lock_patiently(path: &Path, context: &Context, what: &str) -> Resu
 
 /// A directory for half-made things, removed when dropped.
 #[derive(Debug)]
-pub(crate) struct WorkDirectory {
+pub struct WorkDirectory {
     path: PathBuf,
     lock_path: PathBuf,
     _lock: Lock,
@@ -154,7 +154,8 @@ impl WorkDirectory {
         })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 

@@ -252,7 +252,7 @@ pub fn allocated(path: &Path) -> Result<u64> {
     Ok(metadata.blocks() * 512)
 }
 
-fn create_file(path: &Path) -> Result<File> {
+pub(crate) fn create_file(path: &Path) -> Result<File> {
     OpenOptions::new()
         .create_new(true)
         .read(true)
@@ -262,7 +262,7 @@ fn create_file(path: &Path) -> Result<File> {
         .map_err(Error::io("create", path))
 }
 
-fn remove_half_made(path: &Path) {
+pub(crate) fn remove_half_made(path: &Path) {
     // The first error is the one to tell.
     let _ = fs::remove_file(path);
 }
@@ -319,7 +319,7 @@ pub enum Shrink {
     DiscardEnd,
 }
 
-fn qemu_img(operation: String) -> Result<Tool> {
+pub(crate) fn qemu_img(operation: String) -> Result<Tool> {
     Ok(Tool::new(
         &tool::require("qemu-img", "qemu-utils", "qemu")?,
         operation,
@@ -327,7 +327,7 @@ fn qemu_img(operation: String) -> Result<Tool> {
 }
 
 /// Names a file to qemu-img so that no part of the name is taken for an option or a protocol.
-fn plain(path: &Path) -> Result<PathBuf> {
+pub(crate) fn plain(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(Error::io("find", path))
 }
 
@@ -444,6 +444,28 @@ pub async fn convert(
             .map_err(|failure| failure.error)
             .map_err(Error::io("create", &to))?;
         Ok(())
+    })
+    .await
+}
+
+/// Writes the content of a disk, with all it reads through to, as a stream-optimised VMDK, the form that OVF packages have.
+pub async fn convert_to_vmdk(
+    from: &Path,
+    from_format: DiskFormat,
+    to: &Path,
+    progress: Arc<dyn Progress>,
+) -> Result<()> {
+    let (from, to) = (plain(from)?, plain(to)?);
+    progress::run(progress, move |context| {
+        drop(create_file(&to)?);
+        context.step(Step::Write, format!("{} as VMDK", from.display()));
+        qemu_img(format!("convert {}", from.display()))?
+            .args(["convert", "-q", "-f", from_format.as_str(), "-O", "vmdk"])
+            .args(["-o", "subformat=streamOptimized,adapter_type=lsilogic"])
+            .arg(&from)
+            .arg(&to)
+            .output(context)
+            .map(drop)
     })
     .await
 }

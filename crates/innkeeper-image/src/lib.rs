@@ -12,8 +12,10 @@
 
 mod apt;
 mod atomic;
+pub mod bundle;
 mod catalogue;
 mod collect;
+pub mod contents;
 mod cpio;
 mod deb;
 mod debian;
@@ -22,6 +24,8 @@ pub mod disk;
 mod download;
 mod error;
 mod ext4;
+pub mod foreign;
+mod frames;
 mod frozen;
 mod image;
 mod import;
@@ -29,6 +33,7 @@ mod kernel;
 mod layer;
 mod modules;
 mod oci;
+pub mod package;
 mod progress;
 mod qcow2;
 mod reference;
@@ -39,18 +44,23 @@ pub mod ssh;
 mod store;
 mod tiny;
 mod tool;
+pub mod upkeep;
 mod user_data;
+mod vmdk;
 mod yaml;
 
+pub use atomic::WorkDirectory;
 pub use catalogue::{Catalogue, Entry};
 pub use collect::{Collected, Run};
 pub use disk::DiskFormat;
 pub use error::{Error, ErrorKind, Result};
 pub use ext4::make_ext4;
+pub use foreign::{ForeignDisk, ForeignFormat};
 pub use frozen::FrozenId;
 pub use image::{DirectBoot, INDEX_VERSION, Image, ImageKind, OciSource, RootDisk};
 pub use layer::LayerId;
 pub use oci::{OciName, Workload};
+pub use package::Package;
 pub use progress::{Event, Progress, Silent, Step};
 pub use reference::{Arch, Reference, nearest};
 pub use seed::{AGENT_PATH, AGENT_UNIT, Seed, SeedAgent, SeedFile, SeedInterface, SeedMount};
@@ -61,10 +71,13 @@ pub mod parse {
     pub use crate::apt::{Source, parse_one_line, parse_sources};
     pub use crate::catalogue::find_checksum;
     pub use crate::deb::{Stanza, dependencies, parse_deb822, read_archive};
+    pub use crate::foreign::check_bytes as check_foreign_disk;
     pub use crate::kernel::{decompress, extract_vmlinux, raw_image};
     pub use crate::modules::depends_of;
     pub use crate::oci::{try_documents, try_layer};
+    pub use crate::package::list_bytes as list_archive;
     pub use crate::qcow2::{Header, check_foreign_header};
+    pub use crate::vmdk::{is_plain_name, read as read_vmdk};
 }
 
 /// Whether this host builds Debian images from packages.

@@ -102,6 +102,19 @@ fn copy_by_hand(from: &File, to: &File, at: u64, length: u64) -> io::Result<u64>
     Ok(count as u64)
 }
 
+/// Lists where the data of a file are, as beginnings and ends.
+pub(crate) fn extents(file: &File, length: u64) -> io::Result<Vec<(u64, u64)>> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    while at < length {
+        let (data, end) = extent(file, at, length)?;
+        if end > data {
+            found.push((data, end));
+        }
+        at = end.max(at + 1);
+    }
+    Ok(found)
+}
+
 /// Returns where the next data begin and end; both are the end of the file if only a hole is left. A file system that knows no holes
 /// has data from beginning to end (lseek(2)).
 fn extent(file: &File, at: u64, length: u64) -> io::Result<(u64, u64)> {

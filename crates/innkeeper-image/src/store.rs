@@ -601,6 +601,23 @@ impl Store {
         WorkDirectory::create(&self.cache().join("build"), purpose)
     }
 
+    /// Makes a directory for half-made things on the store's file system; it goes when it is dropped, or with [`Store::gc`] if this process dies.
+    pub fn work_directory(&self, purpose: &str) -> Result<WorkDirectory> {
+        self.work(purpose)
+    }
+
+    /// Takes a file on the store's file system as the layer that it must be: its digest is compared with the layer's name.
+    pub fn adopt_layer(&self, file: &Path, layer: &LayerId) -> Result<()> {
+        let (actual, _) = digest::sha256_file(file, |_| Ok(()))?;
+        if actual != layer.as_str() {
+            return Err(Error::malformed(
+                file.display().to_string(),
+                format!("is not the layer {layer}: its digest differs"),
+            ));
+        }
+        self.layers.adopt(file, &actual).map(drop)
+    }
+
     /// Notes that `owner` needs a layer; again is the same. Fails with not found if the layer is gone: resolve the image again.
     pub fn lease(&self, layer: &LayerId, owner: &str) -> Result<()> {
         self.layers.lease(layer, owner)

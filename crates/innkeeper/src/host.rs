@@ -20,20 +20,18 @@ use crate::driver::Driver;
 use crate::drivers::cloud_hypervisor::{CloudHypervisorDriver, CloudHypervisorOptions};
 use crate::drivers::qemu::{QemuDriver, QemuOptions};
 use crate::drivers::vz::VzDriver;
-use crate::engine::{Agents, Engine, Way, told};
+use crate::engine::{Agents, Engine, Way};
 use crate::error::{Error, Result};
 use crate::guest::GuestChannel;
 use crate::guest::message::ExecRequest;
 use crate::keeper::SshKey;
 use crate::progress::Progress;
-use crate::spec::{self, Arch, Bytes, DiskFormat, VmSpec};
+use crate::spec::{self, Arch, DiskFormat, VmSpec};
 use crate::store::Root;
 
 pub use crate::engine::{CloneKind, Cloned, DriverVerdict, Explanation, WaitFor};
 pub use snapshots::Present;
-pub use types::{
-    CatalogueEntry, DetachOptions, DiskFile, ImageInfo, LogKind, SpecChange, StopOptions,
-};
+pub use types::{CatalogueEntry, DetachOptions, ImageInfo, LogKind, SpecChange, StopOptions};
 
 /// This computer as a host of virtual machines. It holds no state that the files don't.
 pub struct Host {
@@ -714,62 +712,6 @@ impl Host {
         let arch = arch.map_or_else(|| self.engine.default_arch(), Ok)?;
         self.engine
             .remove_image(&self.engine.reference(reference)?, arch, dry_run)
-    }
-
-    /// Makes an empty disk file.
-    pub async fn disk_create(
-        &self,
-        path: &Path,
-        size: Bytes,
-        format: DiskFormat,
-    ) -> Result<DiskFile> {
-        disk::create(path, format, size.get()).await?;
-        self.disk_info(path, format).await
-    }
-
-    /// Changes the size of a disk file; a smaller one only with `shrink`, which loses what is beyond it.
-    pub async fn disk_resize(
-        &self,
-        path: &Path,
-        format: DiskFormat,
-        size: Bytes,
-        shrink: bool,
-    ) -> Result<DiskFile> {
-        let shrink = if shrink {
-            disk::Shrink::DiscardEnd
-        } else {
-            disk::Shrink::Refuse
-        };
-        disk::resize(path, format, size.get(), shrink).await?;
-        self.disk_info(path, format).await
-    }
-
-    /// Writes a disk file anew in another format.
-    pub async fn disk_convert(
-        &self,
-        from: &Path,
-        from_format: DiskFormat,
-        to: &Path,
-        to_format: DiskFormat,
-        progress: &dyn Progress,
-    ) -> Result<DiskFile> {
-        told(progress, |sink| {
-            disk::convert(from, from_format, to, to_format, sink)
-        })
-        .await?;
-        self.disk_info(to, to_format).await
-    }
-
-    /// Tells of a disk file.
-    pub async fn disk_info(&self, path: &Path, format: DiskFormat) -> Result<DiskFile> {
-        let info = disk::info(path, format).await?;
-        Ok(DiskFile {
-            path: path.to_owned(),
-            format: info.format,
-            virtual_bytes: info.virtual_bytes,
-            actual_bytes: info.actual_bytes,
-            backing: info.backing,
-        })
     }
 
     /// Asks this host what it can do: every driver, and what is lacking with the command that fixes it.

@@ -22,14 +22,18 @@
 mod attach;
 mod clock;
 mod confinement;
+mod disk_files;
 pub mod driver;
 pub mod drivers;
 mod engine;
 mod error;
+mod export;
 pub mod guest;
 mod host;
+pub mod import;
 pub mod keeper;
 mod machine;
+mod moving;
 pub mod progress;
 pub mod snapshot;
 pub mod spec;
@@ -39,9 +43,11 @@ mod streams;
 pub mod testing;
 
 pub use confinement::Confinement;
+pub use disk_files::{DiskCheck, DiskFile, Shrinking};
+pub use engine::{ExportForm, Exported, ImportOptions, ImportPlan, PlannedDisk};
 pub use error::{Error, Result, exit_code, http_status};
 pub use host::{
-    CatalogueEntry, CloneKind, Cloned, DetachOptions, DiskFile, DriverVerdict, Explanation, Host,
+    CatalogueEntry, CloneKind, Cloned, DetachOptions, DriverVerdict, Explanation, Host,
     HostBuilder, ImageInfo, LogKind, Present, SpecChange, StopOptions, WaitFor,
 };
 pub use innkeeper_api as api;

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use innkeeper::spec::{Bytes, DiskFormat};
-use innkeeper::{DiskFile, Host};
+use innkeeper::{DiskCheck, DiskFile, Host, Shrinking};
 
 use super::{DryRun, Yes, disk_of_vm};
 use crate::confirm::confirm;
@@ -47,9 +47,12 @@ pub(crate) enum Disk {
         /// Format of the file: qcow2 or raw; where it is left out the file's name must end in .qcow2, .raw or .img
         #[arg(long, value_parser = format)]
         format: Option<DiskFormat>,
-        /// Allow a smaller size: what is beyond it is lost
+        /// Allow a smaller size, if what is on the disk ends before it
         #[arg(long)]
         shrink: bool,
+        /// Cut it off without looking at what is on it: what is beyond the new size is lost
+        #[arg(long, requires = "shrink")]
+        unchecked: bool,
         #[command(flatten)]
         yes: Yes,
         #[command(flatten)]
@@ -87,6 +90,46 @@ pub(crate) enum Disk {
         #[arg(long, value_parser = format)]
         format: Option<DiskFormat>,
     },
+    /// Check a disk file that no VM uses now; exit code 1 if something is wrong with it
+    #[command(after_help = "Examples:
+  inn disk check data.qcow2
+  inn disk check data.qcow2 --repair")]
+    Check {
+        /// Disk file
+        path: PathBuf,
+        /// Format of the file: qcow2 or raw; where it is left out the file's name must end in .qcow2, .raw or .img
+        #[arg(long, value_parser = format)]
+        format: Option<DiskFormat>,
+        /// Mend what can be mended
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Give back the space in a disk file that is unused or zero; what a guest sees stays the same
+    #[command(after_help = "Examples:
+  inn disk compact data.qcow2")]
+    Compact {
+        /// Disk file
+        path: PathBuf,
+        /// Format of the file: qcow2 or raw; where it is left out the file's name must end in .qcow2, .raw or .img
+        #[arg(long, value_parser = format)]
+        format: Option<DiskFormat>,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
+    /// Remove a disk file that no VM has
+    #[command(visible_aliases = ["delete", "remove"], after_help = "Examples:
+  inn disk rm data.qcow2 --yes")]
+    Rm {
+        /// Disk file
+        path: PathBuf,
+        /// Format of the file: qcow2 or raw; where it is left out the file's name must end in .qcow2, .raw or .img
+        #[arg(long, value_parser = format)]
+        format: Option<DiskFormat>,
+        #[command(flatten)]
+        yes: Yes,
+        #[command(flatten)]
+        dry_run: DryRun,
+    },
     Attach(disk_of_vm::Attach),
     Detach(disk_of_vm::Detach),
     Insert(disk_of_vm::Insert),
@@ -123,6 +166,7 @@ impl Disk {
                 size,
                 format,
                 shrink,
+                unchecked,
                 yes,
                 dry_run,
             } => {
@@ -139,7 +183,12 @@ impl Disk {
                         yes.yes,
                     )?;
                 }
-                let file = host.disk_resize(&path, format, size, shrink).await?;
+                let shrinking = match (shrink, unchecked) {
+                    (false, _) => Shrinking::Refuse,
+                    (true, false) => Shrinking::Checked,
+                    (true, true) => Shrinking::Unchecked,
+                };
+                let file = host.disk_resize(&path, format, size, shrinking).await?;
                 made("resized", &file, output)?;
             }
             Disk::Convert {
@@ -171,6 +220,38 @@ impl Disk {
                 let format = named(&path, format, "--format")?;
                 let file = host.disk_info(&path, format).await?;
                 output.data(&file, || block(&file))?;
+            }
+            Disk::Check {
+                path,
+                format,
+                repair,
+            } => {
+                let format = named(&path, format, "--format")?;
+                let check = host.disk_check(&path, format, repair).await?;
+                output.outcome(&path.display().to_string(), &check, || verdict(&check))?;
+                return Ok(if check.is_sound() { 0 } else { 1 });
+            }
+            Disk::Compact {
+                path,
+                format,
+                dry_run,
+            } => compact(&path, format, dry_run, host, output).await?,
+            Disk::Rm {
+                path,
+                format,
+                yes,
+                dry_run,
+            } => {
+                let format = named(&path, format, "--format")?;
+                let file = host.disk_remove(&path, format, true).await?;
+                let what = format!("{} ({})", path.display(), units::size(file.virtual_bytes));
+                if dry_run.dry_run {
+                    output.dry_run(&[format!("remove {what}")])?;
+                    return Ok(0);
+                }
+                confirm(&format!("remove {what}?"), yes.yes)?;
+                let file = host.disk_remove(&path, format, false).await?;
+                made("removed", &file, output)?;
             }
         }
         Ok(0)
@@ -225,6 +306,45 @@ fn made(verb: &str, file: &DiskFile, output: &Output) -> Result<()> {
         let size = units::size(file.virtual_bytes);
         format!("{verb} {path} ({}, {size})", file.format)
     })
+}
+
+async fn compact(
+    path: &std::path::Path,
+    format: Option<DiskFormat>,
+    dry_run: DryRun,
+    host: &Host,
+    output: &Output,
+) -> Result<()> {
+    let format = named(path, format, "--format")?;
+    if dry_run.dry_run {
+        let size = units::size(host.disk_info(path, format).await?.actual_bytes);
+        return output.dry_run(&[format!(
+            "write {} anew, which takes {size} now, without what is unused",
+            path.display()
+        )]);
+    }
+    let reporter = Reporter::new(output);
+    let done = host.disk_compact(path, format, &reporter).await;
+    reporter.finish();
+    let (before, file) = done?;
+    output.outcome(&path.display().to_string(), &file, || {
+        let (before, after) = (units::size(before), units::size(file.actual_bytes));
+        format!("compacted {} from {before} to {after}", path.display())
+    })
+}
+
+fn verdict(check: &DiskCheck) -> String {
+    let shown = check.path.display();
+    if check.is_sound() {
+        return match check.format.as_str() {
+            "raw" => format!("{shown} is sound: a raw disk has no metadata that could be damaged"),
+            _ => format!("{shown} is sound"),
+        };
+    }
+    format!(
+        "{shown} is not sound: {} errors, {} clusters that nothing uses, {} places that could not be checked; --repair mends what it can",
+        check.corruptions, check.leaks, check.check_errors
+    )
 }
 
 fn block(file: &DiskFile) -> String {

@@ -13,14 +13,15 @@ use innkeeper_api::{ErrorKind, EventKind, VmInfo};
 use innkeeper_image::{Image, LayerId, disk};
 
 use super::Engine;
-use super::images::Way;
+use super::images::{Way, told};
+use super::import::DiskSource;
 use super::parts::{mac_address, make_empty_disk};
 use super::ports::{check_forwards, free_port};
 use super::select::Explanation;
 use crate::clock::timestamp;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Unit, Update};
-use crate::spec::{self, Arch, Bytes, Firmware, VmSpec};
+use crate::spec::{self, Arch, Bytes, DiskFormat, Firmware, VmSpec};
 use crate::store::{Bundle, HalfMade, Identity, IdentityDisk, PinnedBoot, PinnedImage, random_id};
 
 /// Size of a root disk that the spec does not name, if its image is smaller.
@@ -34,10 +35,24 @@ impl Engine {
         spec: VmSpec,
         progress: &dyn Progress,
     ) -> Result<VmInfo> {
+        self.create_from(name, spec, &[], progress).await
+    }
+
+    /// Creates a VM, some of whose disks are filled from elsewhere.
+    pub(super) async fn create_from(
+        &self,
+        name: &str,
+        spec: VmSpec,
+        sources: &[DiskSource],
+        progress: &dyn Progress,
+    ) -> Result<VmInfo> {
         let wrap = |error: Error| error.while_doing(format!("can't create {name}"));
         self.clear_away(false)?;
         let half = self.root.begin_creating(name)?;
-        let bundle = self.fill(&half, spec, progress).await.map_err(wrap)?;
+        let bundle = self
+            .fill(&half, spec, sources, progress)
+            .await
+            .map_err(wrap)?;
         match half.finish() {
             Ok(made) => {
                 self.note(
@@ -59,6 +74,7 @@ impl Engine {
         &self,
         half: &HalfMade,
         mut spec: VmSpec,
+        sources: &[DiskSource],
         progress: &dyn Progress,
     ) -> Result<Identity> {
         spec::check(&spec)?;
@@ -99,7 +115,14 @@ impl Engine {
         // First the identity, so that the leases it names can be found and given back if we die here.
         bundle.write_identity(&identity)?;
         let made = self
-            .make_parts(half, &spec, image.as_ref(), &mut identity)
+            .make_parts(
+                half,
+                &spec,
+                image.as_ref(),
+                sources,
+                &mut identity,
+                progress,
+            )
             .await;
         if let Err(error) = made {
             self.release(&identity)?;
@@ -113,7 +136,9 @@ impl Engine {
         half: &HalfMade,
         spec: &VmSpec,
         image: Option<&Image>,
+        sources: &[DiskSource],
         identity: &mut Identity,
+        progress: &dyn Progress,
     ) -> Result<()> {
         let (bundle, name) = (half.bundle(), half.destination().name());
         for layer in identity.image.iter().flat_map(|image| &image.layers) {
@@ -141,7 +166,11 @@ impl Engine {
         }
         for disk in spec.disks.iter().filter(|disk| disk.is_own()) {
             if identity.disks.iter().all(|own| own.name != disk.name) {
-                let made = make_empty_disk(bundle, disk).await?;
+                let source = sources.iter().find(|source| source.name == disk.name);
+                let made = match source {
+                    Some(source) => convert_disk(bundle, source, progress).await?,
+                    None => make_empty_disk(bundle, disk).await?,
+                };
                 identity.disks.push(made);
             }
         }
@@ -337,6 +366,25 @@ fn keep_root_as_data(spec: &mut VmSpec) {
         "data".clone_into(&mut disk.name);
         disk.mount.get_or_insert_with(|| PathBuf::from("/data"));
     }
+}
+
+/// Brings a disk of another product into the bundle.
+async fn convert_disk(
+    bundle: &Bundle,
+    source: &DiskSource,
+    progress: &dyn Progress,
+) -> Result<IdentityDisk> {
+    let file = PathBuf::from(format!("disks/{}.raw", source.name));
+    let path = bundle.path(&file);
+    let size = told(progress, |sink| source.from.convert(&path, sink)).await?;
+    Ok(IdentityDisk {
+        name: source.name.clone(),
+        file,
+        format: DiskFormat::Raw.to_string(),
+        backing_format: None,
+        layer: None,
+        size,
+    })
 }
 
 fn pinned_image(image: &Image, spec: &VmSpec) -> PinnedImage {

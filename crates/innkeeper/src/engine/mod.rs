@@ -13,8 +13,10 @@ pub(crate) mod change;
 mod clone;
 pub(crate) mod configure;
 mod create;
+pub(crate) mod export;
 mod guests;
 mod images;
+mod import;
 mod keepers;
 pub(crate) mod live_change;
 mod look;
@@ -38,7 +40,9 @@ use crate::store::Root;
 
 pub(crate) use agents::Agents;
 pub use clone::{CloneKind, Cloned};
+pub use export::{ExportForm, Exported};
 pub(crate) use images::{Way, told};
+pub use import::{ImportOptions, ImportPlan, PlannedDisk};
 pub use select::{DriverVerdict, Explanation};
 pub use wait::WaitFor;
 

@@ -43,6 +43,11 @@ pub(crate) fn mac_address(network: &NetworkSpec) -> Result<MacAddr> {
     if let Some(mac) = network.mac {
         return Ok(mac);
     }
+    random_mac()
+}
+
+/// Makes a random MAC address.
+pub(crate) fn random_mac() -> Result<MacAddr> {
     let mut bytes = [0u8; 6];
     getrandom::fill(&mut bytes).map_err(|error| {
         Error::new(ErrorKind::Failure, "can't read random numbers").with_source(error)

@@ -101,18 +101,3 @@ pub struct CatalogueEntry {
     /// Whether it was tried by those who wrote the entry.
     pub tried: bool,
 }
-
-/// A disk file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DiskFile {
-    /// The file.
-    pub path: PathBuf,
-    /// Its format.
-    pub format: String,
-    /// Size that a guest sees, in bytes.
-    pub virtual_bytes: u64,
-    /// Bytes that it takes.
-    pub actual_bytes: u64,
-    /// File below it, if any.
-    pub backing: Option<PathBuf>,
-}

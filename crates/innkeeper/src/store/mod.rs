@@ -16,7 +16,7 @@ mod snapshots;
 pub use bundle::{Bundle, RecordedPower, Run};
 pub use event_log::EventLog;
 pub use files::{read_json, write_json};
-pub use identity::{Identity, IdentityDisk, PinnedBoot, PinnedImage};
+pub use identity::{ClonedFrom, Identity, IdentityDisk, PinnedBoot, PinnedImage};
 pub use lock::{FileLock, is_locked};
 pub use root::{HalfMade, Root, random_id};
 pub use saved::{Saved, SavedDisk};

@@ -62,6 +62,7 @@ impl Bed {
             image: None,
             macs: Vec::new(),
             ssh_port: None,
+            dhcp: false,
             boot: None,
             disks: vec![
                 own("root", "qcow2", Some(layer.to_string())),
