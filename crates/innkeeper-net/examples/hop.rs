@@ -8,7 +8,9 @@
 //! `vde:DIRECTORY` (a running vde_switch) or `bridge` (a Linux bridge with two TAPs, made in this process's network namespace: run it in one of its own).
 
 use std::error::Error;
-use std::io::{ErrorKind, IoSlice, Read, Write};
+#[cfg(target_os = "linux")]
+use std::io::IoSlice;
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
@@ -16,7 +18,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use innkeeper_net::batch;
-use innkeeper_net::io::{Attachment, Handle, Network, StreamPort, Target, spawn};
+#[cfg(target_os = "linux")]
+use innkeeper_net::io::Attachment;
+use innkeeper_net::io::{Handle, Network, StreamPort, Target, spawn};
 use innkeeper_net::switch::{PortConfig, Switch, SwitchConfig};
 
 type Failure = Box<dyn Error + Send + Sync>;
