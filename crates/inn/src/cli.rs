@@ -109,8 +109,11 @@ enum HostCommand {
     Disk(disk::Disk),
     #[command(subcommand)]
     Net(net::Net),
+    #[command(subcommand)]
+    Network(network::Network),
     Doctor(doctor::Args),
     Keeper(keeper::Args),
+    Netd(netd::Args),
 }
 
 /// What needs neither.
@@ -200,8 +203,10 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
         HostCommand::Image(image) => image.run(host, output).await,
         HostCommand::Disk(disk) => disk.run(host, output).await,
         HostCommand::Net(net) => net.run(host, output).await,
+        HostCommand::Network(network) => network.run(host, output).await,
         HostCommand::Doctor(args) => args.run(host, output).await,
         HostCommand::Keeper(args) => args.run(host, output).await,
+        HostCommand::Netd(args) => args.run(host, output).await,
     }
 }
 

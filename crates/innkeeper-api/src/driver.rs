@@ -47,6 +47,8 @@ capabilities! {
     DiskQcow2 = "disk.qcow2",
     /// Gives the guest a network without root.
     NetworkUser = "network.user",
+    /// Joins networks of our own, by their switch.
+    NetworkSwitched = "network.switched",
     /// Forwards ports of the host's loopback into the guest.
     PortForward = "network.forward",
     /// Shares folders by virtiofs.

@@ -589,6 +589,7 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
             | Capability::Disks
             | Capability::DiskQcow2
             | Capability::NetworkUser
+            | Capability::NetworkSwitched
             | Capability::PortForward
             | Capability::AgentChannel
             | Capability::SerialLog

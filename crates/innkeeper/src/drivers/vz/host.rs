@@ -93,6 +93,7 @@ impl VzHost {
                 "the NAT of Virtualization.framework chooses the addresses, which a VM here has for life; Innkeeper's own \
                  network is not joined to it yet",
             ),
+            C::NetworkSwitched => no("Innkeeper's own network is not joined to it yet"),
             C::PortForward | C::NetworkClosed => {
                 no("the NAT of Virtualization.framework can't do it")
             }

@@ -250,7 +250,7 @@ fn impossible() -> MachineConfig {
         }],
         nics: vec![NicConfig {
             mac: "52:54:00:12:34:56".parse().unwrap(),
-            user_network: UserNetwork::of_interface(0).unwrap(),
+            network: NicNetwork::User(UserNetwork::of_interface(0).unwrap()),
             hostname: "web".to_owned(),
             outbound: false,
             forwards: Vec::new(),

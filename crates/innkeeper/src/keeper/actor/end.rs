@@ -327,6 +327,7 @@ impl Actor {
     pub(super) fn finish(&mut self, event: PowerEvent) {
         self.machine = None;
         self.machine_events = None;
+        self.ports.clear();
         self.stop_pausing();
         self.quit_at = None;
         self.announced = false;
