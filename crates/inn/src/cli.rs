@@ -114,8 +114,11 @@ enum HostCommand {
     Snapshot(snapshot::Snapshot),
     #[command(subcommand)]
     Net(net::Net),
+    #[command(subcommand)]
+    Network(network::Network),
     Doctor(doctor::Args),
     Keeper(keeper::Args),
+    Netd(netd::Args),
 }
 
 /// What needs neither.
@@ -209,8 +212,10 @@ async fn with_host(command: HostCommand, host: &Host, output: &Output) -> Result
         HostCommand::Disk(disk) => disk.run(host, output).await,
         HostCommand::Snapshot(snapshot) => snapshot.run(host, output).await,
         HostCommand::Net(net) => net.run(host, output).await,
+        HostCommand::Network(network) => network.run(host, output).await,
         HostCommand::Doctor(args) => args.run(host, output).await,
         HostCommand::Keeper(args) => args.run(host, output).await,
+        HostCommand::Netd(args) => args.run(host, output).await,
     }
 }
 

@@ -47,6 +47,8 @@ capabilities! {
     DiskQcow2 = "disk.qcow2",
     /// Gives the guest a network without root.
     NetworkUser = "network.user",
+    /// Joins networks of our own, by their switch.
+    NetworkSwitched = "network.switched",
     /// Gives the guest addresses that are known before it starts.
     NetworkAddresses = "network.addresses",
     /// Forwards ports of the host's loopback into the guest.

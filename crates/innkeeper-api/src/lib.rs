@@ -5,12 +5,14 @@
 
 mod driver;
 mod event;
+mod network;
 mod problem;
 mod requests;
 mod vm;
 
 pub use driver::{Capability, CapabilityReport, DriverReport, HostReport, Need, Unsupported};
 pub use event::{Event, EventKind};
+pub use network::{LinkShape, NetworkInfo, NetworkPort, PortRequest, ShapeRequest};
 pub use problem::{ErrorKind, Problem};
 pub use requests::{
     Accepted, Admission, ApplyOutcome, ApplyRequest, KillRequest, Later, PauseRequest,

@@ -8,6 +8,7 @@
 
 mod agent;
 mod image;
+mod net;
 mod spec;
 
 /// A target: any bytes in, a panic out if something is wrong.
@@ -25,6 +26,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("deb822", image::deb822),
     ("kernel", image::kernel),
     ("kernel_module", image::kernel_module),
+    ("net_link", net::link),
+    ("net_switch", net::switch),
     ("oci_documents", image::oci_documents),
     ("oci_layer", image::oci_layer),
     ("qcow2_header", image::qcow2_header),

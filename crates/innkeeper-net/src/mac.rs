@@ -1,6 +1,7 @@
 //! MAC addresses.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,21 @@ impl MacAddr {
     pub fn from_random(mut bytes: [u8; 6]) -> Self {
         bytes[0] = (bytes[0] & 0b1111_1100) | 0b0000_0010;
         MacAddr(bytes)
+    }
+
+    /// Length of the prefix of [`MacAddr::link_local`], in bits.
+    pub const LINK_LOCAL_PREFIX: u8 = 16;
+
+    /// Returns the IPv4 address that an interface of this address has where nobody gives it one: 169.254.1.0 to 169.254.254.255
+    /// (RFC 3927, section 2.1), always the same. Of many interfaces two may have the same one; nobody asks before it is taken.
+    pub fn link_local(self) -> Ipv4Addr {
+        // Fowler, Noll and Vo's hash, so that neighbouring addresses are apart.
+        let hash = self.0.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
+        let number = (hash % (254 * 256)) as u16;
+        let [high, low] = number.to_be_bytes();
+        Ipv4Addr::new(169, 254, 1 + high, low)
     }
 
     /// Returns the six bytes in transmission order.
@@ -90,6 +106,18 @@ mod tests {
             let mac = MacAddr::from_random([first, 1, 2, 3, 4, 5]);
             assert_eq!(mac.octets()[0] & 0b11, 0b10);
             assert_eq!(mac.to_string().parse(), Ok(mac));
+        }
+    }
+
+    #[test]
+    fn link_local_addresses_are_in_their_range_and_spread() {
+        let addresses: std::collections::BTreeSet<_> = (0..=255)
+            .map(|last| MacAddr::from_random([0x52, 0x54, 0, 0, 0, last]).link_local())
+            .collect();
+        assert!(addresses.len() > 250, "{}", addresses.len());
+        for address in addresses {
+            let [a, b, c, _] = address.octets();
+            assert!((a, b) == (169, 254) && (1..=254).contains(&c), "{address}");
         }
     }
 

@@ -6,7 +6,7 @@ use innkeeper_api::ErrorKind;
 
 use crate::error::{Error, Result};
 use crate::host::{DetachOptions, Host, SpecChange};
-use crate::spec::{DiskBus, DiskFormat, DiskSpec, NetworkSpec};
+use crate::spec::{DiskBus, DiskFormat, DiskSpec, NetworkKind, NetworkSpec};
 
 type Edits = Vec<(String, Option<String>)>;
 
@@ -106,7 +106,14 @@ impl Host {
                 edits.push((format!("networks.{before}.kind"), Some("user".to_owned())));
             }
         }
-        edits.push((format!("networks.{index}.kind"), Some("user".to_owned())));
+        let kind = match network.kind {
+            NetworkKind::User => "user",
+            NetworkKind::Network => "network",
+        };
+        edits.push((format!("networks.{index}.kind"), Some(kind.to_owned())));
+        if let Some(name) = &network.name {
+            edits.push((format!("networks.{index}.name"), Some(name.to_string())));
+        }
         if let Some(mac) = network.mac {
             edits.push((format!("networks.{index}.mac"), Some(mac.to_string())));
         }

@@ -551,14 +551,36 @@ pub struct ConsoleConfig {
 pub struct NicConfig {
     /// Its MAC address.
     pub mac: MacAddr,
-    /// Address plan of the user-mode network it is on.
-    pub user_network: UserNetwork,
+    /// What it is connected to.
+    pub network: NicNetwork,
     /// Name that the network's DHCP tells the guest.
     pub hostname: String,
     /// Whether the guest reaches anything beyond its own network.
     pub outbound: bool,
     /// Ports of this host that lead into the guest.
     pub forwards: Vec<ForwardSpec>,
+}
+
+/// What an interface is connected to, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NicNetwork {
+    /// The hypervisor's own user-mode network, with this address plan.
+    User(UserNetwork),
+    /// A network of our own.
+    Switched {
+        /// Where the hypervisor listens for the switch: a stream of frames behind their lengths (see `innkeeper_net::batch`).
+        socket: PathBuf,
+    },
+}
+
+impl NicConfig {
+    /// Returns the address plan of the user-mode network, if it is on one.
+    pub fn user_network(&self) -> Option<UserNetwork> {
+        match self.network {
+            NicNetwork::User(plan) => Some(plan),
+            NicNetwork::Switched { .. } => None,
+        }
+    }
 }
 
 /// A shared folder of a machine, resolved. The driver starts and ends the process that serves it.
@@ -635,11 +657,16 @@ pub fn asked(config: &MachineConfig) -> Vec<(Capability, String)> {
         ask(true, C::Drive, &field("removable"));
         ask(drive.bus == DiskBus::Usb, C::DiskUsb, &field("bus"));
     }
-    ask(!config.nics.is_empty(), C::NetworkUser, "networks");
+    let on_user = config.nics.iter().any(|nic| nic.user_network().is_some());
+    ask(on_user, C::NetworkUser, "networks");
     for (index, nic) in config.nics.iter().enumerate() {
         let forwards = format!("networks[{index}].forwards");
         ask(!nic.forwards.is_empty(), C::PortForward, &forwards);
-        ask(!nic.outbound, C::NetworkClosed, "isolation");
+        let switched = nic.user_network().is_none();
+        let kind = format!("networks[{index}].kind");
+        ask(switched, C::NetworkSwitched, &kind);
+        // Nothing leads out of a network of our own.
+        ask(!nic.outbound && !switched, C::NetworkClosed, "isolation");
     }
     ask(!config.shares.is_empty(), C::ShareVirtiofs, "shares");
     ask(!config.consoles.is_empty(), C::Consoles, "consoles");

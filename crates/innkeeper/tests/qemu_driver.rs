@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use innkeeper::api::ErrorKind;
-use innkeeper::driver::{BootConfig, DiskConfig, Driver, MachineEvent, NicConfig};
+use innkeeper::driver::{BootConfig, DiskConfig, Driver, MachineEvent, NicConfig, NicNetwork};
 use innkeeper::drivers::qemu::{QemuDriver, QemuOptions};
 use innkeeper::spec::{Arch, DiskFormat, ForwardSpec, Protocol};
 use innkeeper_net::UserNetwork;
@@ -227,7 +227,7 @@ async fn a_port_in_use_is_a_conflict() {
     let port = taken.local_addr().unwrap().port();
     bench.config.nics = vec![NicConfig {
         mac: "52:54:00:12:34:56".parse().unwrap(),
-        user_network: UserNetwork::of_interface(0).unwrap(),
+        network: NicNetwork::User(UserNetwork::of_interface(0).unwrap()),
         outbound: true,
         hostname: "guest".to_owned(),
         forwards: vec![forward(port)],
@@ -275,7 +275,7 @@ async fn every_machine_takes_its_whole_plan() {
     ];
     bench.config.nics = vec![NicConfig {
         mac: "52:54:00:12:34:56".parse().unwrap(),
-        user_network: UserNetwork::of_interface(0).unwrap(),
+        network: NicNetwork::User(UserNetwork::of_interface(0).unwrap()),
         outbound: true,
         hostname: "guest".to_owned(),
         forwards: Vec::new(),

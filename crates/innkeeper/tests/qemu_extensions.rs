@@ -7,7 +7,7 @@ use std::time::Instant;
 use innkeeper::api::{Capability, DriverReport, ErrorKind};
 use innkeeper::driver::{
     BootConfig, ConsoleConfig, DiskConfig, DriveConfig, Driver, MachineEvent, Medium, NicConfig,
-    Running, SavedMachine,
+    NicNetwork, Running, SavedMachine,
 };
 use innkeeper::spec::{
     Bytes, DiskBus, DiskCache, DiskFormat, DiskLimits, ForwardSpec, MemoryKind, Protocol,
@@ -62,7 +62,7 @@ async fn furnished(name: &str) -> Option<Bench> {
     bench.config.disks = vec![DiskConfig::new("root", path, DiskFormat::Raw)];
     bench.config.nics = vec![NicConfig {
         mac: "52:54:00:12:34:56".parse().unwrap(),
-        user_network: UserNetwork::of_interface(0).unwrap(),
+        network: NicNetwork::User(UserNetwork::of_interface(0).unwrap()),
         outbound: true,
         hostname: "guest".to_owned(),
         forwards: Vec::new(),
@@ -407,7 +407,7 @@ async fn interfaces_come_and_go() {
     let port = free.local_addr().unwrap().port();
     let mut nic = bench.config.nics[0].clone();
     nic.mac = "52:54:00:12:34:99".parse().unwrap();
-    nic.user_network = UserNetwork::of_interface(1).unwrap();
+    nic.network = NicNetwork::User(UserNetwork::of_interface(1).unwrap());
     nic.outbound = false;
     nic.forwards = vec![ForwardSpec {
         protocol: Protocol::Tcp,

@@ -34,7 +34,12 @@ const LAWS: &[(&str, &[&str])] = &[
     // What the fuzz targets do; nothing imports it but they, from a workspace of their own.
     (
         "innkeeper-fuzz",
-        &["innkeeper", "innkeeper-agent", "innkeeper-image"],
+        &[
+            "innkeeper",
+            "innkeeper-agent",
+            "innkeeper-image",
+            "innkeeper-net",
+        ],
     ),
     ("xtask", &[]),
 ];

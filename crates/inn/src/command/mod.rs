@@ -25,6 +25,8 @@ pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod man;
 pub(crate) mod net;
+pub(crate) mod netd;
+pub(crate) mod network;
 pub(crate) mod pause;
 pub(crate) mod protect;
 pub(crate) mod rename;

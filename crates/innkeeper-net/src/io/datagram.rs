@@ -79,13 +79,18 @@ impl Attachment for DatagramPort {
     fn transmit(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         transmit_each(parts, |frame| match self.socket.send(frame) {
             Ok(_) => Ok(()),
-            // A frame that the socket will never take is lost, not in the way of those behind it.
-            Err(error)
-                if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) =>
-            {
-                Ok(())
-            }
+            // A frame that the socket will never take is lost, not in the way of those behind it. So is one for which macOS has no
+            // buffer: it calls the socket writable all the same, so there is nothing to wait for.
+            Err(error) if is_loss(&error) => Ok(()),
             Err(error) => Err(error),
         })
     }
+}
+
+fn is_loss(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let losses = [Errno::MSGSIZE, Errno::NOBUFS];
+    losses
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

@@ -114,6 +114,23 @@ pub enum DropReason {
 }
 
 impl DropReason {
+    /// Returns the reason's word, which is stable.
+    pub fn word(self) -> &'static str {
+        match self {
+            DropReason::Runt => "runt",
+            DropReason::TooLong => "too-long",
+            DropReason::Vlan => "vlan",
+            DropReason::Spoofed => "spoofed",
+            DropReason::LinkLocal => "link-local",
+            DropReason::SamePort => "same-port",
+            DropReason::Isolated => "isolated",
+            DropReason::Storm => "storm",
+            DropReason::FromMirror => "from-mirror",
+            DropReason::Full => "full",
+            DropReason::Down => "down",
+        }
+    }
+
     /// All reasons, in the order of their numbers.
     pub const ALL: [DropReason; 11] = [
         DropReason::Runt,

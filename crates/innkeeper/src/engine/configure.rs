@@ -1,13 +1,14 @@
 //! From what was asked (spec) and what was chosen for life (identity) to what a driver is told. Pure: it looks at nothing else.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 
 use innkeeper_api::ErrorKind;
-use innkeeper_net::UserNetwork;
+use innkeeper_net::{MacAddr, UserNetwork};
 
 use crate::driver::{
     BootConfig, ConsoleConfig, DiskConfig, DriveConfig, MachineConfig, MachinePaths, Medium,
-    NicConfig, ShareConfig,
+    NicConfig, NicNetwork, ShareConfig,
 };
 use crate::error::{Error, Result};
 use crate::spec::{
@@ -26,7 +27,7 @@ pub(crate) fn configure(
     bundle: &Bundle,
     identity: &Identity,
     spec: &VmSpec,
-    sockets: std::path::PathBuf,
+    sockets: PathBuf,
     ssh_port: Option<u16>,
 ) -> Result<MachineConfig> {
     let name = bundle.name();
@@ -47,7 +48,7 @@ pub(crate) fn configure(
         boot: boot(bundle, identity, spec)?,
         disks: disks(bundle, identity, spec)?,
         drives: drives(spec),
-        nics: nics(name, identity, spec, ssh_port)?,
+        nics: nics(name, identity, spec, &sockets, ssh_port)?,
         shares: shares(spec),
         consoles: consoles(bundle, spec),
         tpm: spec.tpm.then(|| bundle.path("tpm")),
@@ -145,6 +146,14 @@ fn init_words(name: &str, identity: &Identity, spec: &VmSpec) -> Result<Vec<Stri
     let hostname = spec.seed.hostname.as_deref().unwrap_or(name);
     let mut words = vec![format!("inn.hostname={hostname}")];
     for (index, mac) in identity.macs.iter().enumerate() {
+        if is_switched(spec, index) {
+            words.push(format!(
+                "inn.net={mac},{}/{}",
+                mac.link_local(),
+                MacAddr::LINK_LOCAL_PREFIX
+            ));
+            continue;
+        }
         if identity.dhcp {
             words.push(format!("inn.net={mac},dhcp"));
             continue;
@@ -176,6 +185,17 @@ fn init_words(name: &str, identity: &Identity, spec: &VmSpec) -> Result<Vec<Stri
         }
     }
     Ok(words)
+}
+
+/// Tells whether an interface is on a network of our own.
+pub(crate) fn is_switched(spec: &VmSpec, index: usize) -> bool {
+    let network = spec.networks.get(index);
+    network.is_some_and(|network| network.kind == NetworkKind::Network)
+}
+
+/// Returns where a hypervisor listens for the switch of an interface's network.
+pub(crate) fn switch_socket(sockets: &Path, index: usize) -> PathBuf {
+    sockets.join(format!("nic{index}.sock"))
 }
 
 fn user_network(index: usize) -> Result<UserNetwork> {
@@ -279,14 +299,20 @@ fn nics(
     name: &str,
     identity: &Identity,
     spec: &VmSpec,
+    sockets: &Path,
     ssh_port: Option<u16>,
 ) -> Result<Vec<NicConfig>> {
     let hostname = spec.seed.hostname.as_deref().unwrap_or(name);
     let mut nics = Vec::new();
     for (index, (network, mac)) in spec.networks.iter().zip(&identity.macs).enumerate() {
-        let NetworkKind::User = network.kind;
+        let connected = match network.kind {
+            NetworkKind::User => NicNetwork::User(user_network(index)?),
+            NetworkKind::Network => NicNetwork::Switched {
+                socket: switch_socket(sockets, index),
+            },
+        };
         let mut forwards = network.forwards.clone();
-        if let (0, Some(port)) = (index, ssh_port) {
+        if let (0, Some(port), NetworkKind::User) = (index, ssh_port, network.kind) {
             forwards.push(ForwardSpec {
                 protocol: Protocol::Tcp,
                 host_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -296,7 +322,7 @@ fn nics(
         }
         nics.push(NicConfig {
             mac: *mac,
-            user_network: user_network(index)?,
+            network: connected,
             hostname: hostname.to_owned(),
             outbound: spec.isolation != Isolation::Agent,
             forwards,

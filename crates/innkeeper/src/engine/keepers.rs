@@ -1,23 +1,18 @@
 //! Finding and starting keepers.
 
-use std::fs::OpenOptions;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use innkeeper_api::{
-    Accepted, ErrorKind, KillRequest, PauseRequest, Problem, RestartRequest, ResumeRequest,
-    StartRequest, StopOutcome, StopRequest, StoppedBy, SuspendRequest, VmState,
+    Accepted, ErrorKind, KillRequest, PauseRequest, RestartRequest, ResumeRequest, StartRequest,
+    StopOutcome, StopRequest, StoppedBy, SuspendRequest, VmState,
 };
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
 
 use super::Engine;
 use crate::error::{Error, Result};
-use crate::keeper::{KeeperClient, READY};
+use crate::helper::Helper;
+use crate::keeper::KeeperClient;
 use crate::store::{Bundle, FileLock, Identity};
 
-/// How long a keeper may take until it listens (it may have to adopt a hypervisor first).
-const LISTENS_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long another command may hold a VM before we give up.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a lock is tried again.
@@ -62,56 +57,20 @@ impl Engine {
     /// Starts a keeper and waits until it listens. If another one is there already, that one serves as well.
     pub(crate) async fn spawn_keeper(&self, bundle: &Bundle) -> Result<()> {
         let name = bundle.name();
-        let failed = |error| Error::io(format!("can't start the keeper of {name}"), error);
-        let log = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(bundle.path("log/keeper.log"))
-            .map_err(failed)?;
-        let mut child = Command::new(&self.helper)
-            .arg0("inn")
-            .args(["keeper", name])
-            .env_clear()
-            .envs(
-                self.helper_environment
-                    .iter()
-                    .map(|(name, value)| (name, value)),
-            )
-            .current_dir(self.root.home())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .map_err(|error| {
-                failed(error).with_hint(format!(
-                    "{} must be the `inn` executable",
-                    self.helper.display()
-                ))
-            })?;
-        let Some(out) = child.stdout.take() else {
-            return Ok(());
-        };
-        // Whoever embeds the library has children reaped by the runtime; the command line is gone before its keeper is.
-        tokio::spawn(async move { child.wait().await });
-        let mut line = String::new();
-        let heard =
-            tokio::time::timeout(LISTENS_TIMEOUT, BufReader::new(out).read_line(&mut line)).await;
-        match heard {
-            Err(_) => Err(Error::new(
-                ErrorKind::TimedOut,
-                format!("the keeper of {name} does not begin to listen"),
-            )
-            .with_hint(format!("see `inn logs --keeper {name}`"))),
-            Ok(Err(error)) => Err(failed(error)),
-            Ok(Ok(_)) if line.trim_end() == READY => Ok(()),
-            Ok(Ok(_)) => Err(match serde_json::from_str::<Problem>(&line) {
-                Ok(problem) => Error::from_problem(problem),
-                Err(_) => Error::new(
-                    ErrorKind::Failure,
-                    format!("the keeper of {name} ended at once"),
-                )
-                .with_hint(format!("see `inn logs --keeper {name}`")),
-            }),
+        let what = format!("the keeper of {name}");
+        let hint = format!("see `inn logs --keeper {name}`");
+        let log = bundle.path("log/keeper.log");
+        self.helper()
+            .start("keeper", name, &what, &log, &hint)
+            .await
+    }
+
+    /// Returns what starts our own processes.
+    pub(crate) fn helper(&self) -> Helper {
+        Helper {
+            executable: self.helper.clone(),
+            environment: self.helper_environment.clone(),
+            home: self.root.home().to_owned(),
         }
     }
 

@@ -3,7 +3,9 @@
 use innkeeper_image::{Seed, SeedAgent, SeedFile, SeedInterface, SeedMount};
 
 use super::Engine;
-use super::configure::arch_of;
+use super::configure::{arch_of, is_switched};
+use innkeeper_net::MacAddr;
+
 use crate::error::Result;
 use crate::spec::VmSpec;
 use crate::store::{Bundle, Identity};
@@ -58,11 +60,16 @@ impl Engine {
             network: identity
                 .macs
                 .iter()
-                .map(|mac| SeedInterface {
+                .enumerate()
+                .map(|(index, mac)| SeedInterface {
                     mac: mac.to_string(),
-                    dhcp4: true,
+                    // Nobody gives addresses on a network of our own yet, and waiting for one would hold the boot up.
+                    dhcp4: !is_switched(spec, index),
                     dhcp6: false,
-                    addresses: Vec::new(),
+                    addresses: is_switched(spec, index)
+                        .then(|| format!("{}/{}", mac.link_local(), MacAddr::LINK_LOCAL_PREFIX))
+                        .into_iter()
+                        .collect(),
                     gateways: Vec::new(),
                     nameservers: Vec::new(),
                 })

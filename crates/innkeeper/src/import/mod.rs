@@ -228,6 +228,7 @@ impl ForeignMachine {
             .iter()
             .map(|mac| NetworkSpec {
                 kind: NetworkKind::User,
+                name: None,
                 mac: *mac,
                 forwards: Vec::new(),
             })

@@ -1,5 +1,6 @@
 //! The keeper's end of the channel to the agent: what it tells, and what it is asked.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use innkeeper_agent::message::{
     AgentEvent, Hello, Interface, Metrics, Readiness, ShutdownKind, VsockDirection,
 };
 use innkeeper_api::ErrorKind;
+use innkeeper_net::MacAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -294,19 +296,49 @@ fn tell_readiness(readiness: &Readiness, news: &mpsc::UnboundedSender<AgentNews>
     }
 }
 
-/// Returns the addresses that lead to the guest: no loopback, no link-local ones, without prefix lengths.
+/// Returns the addresses that lead to the guest, without prefix lengths: no loopback, and no link-local ones but those that we gave.
 fn addresses(interfaces: &[Interface]) -> Vec<String> {
-    interfaces
-        .iter()
-        .flat_map(|interface| &interface.addresses)
-        .filter_map(|address| address.split('/').next())
-        .filter_map(|address| address.parse::<std::net::IpAddr>().ok())
-        .filter(|address| match address {
-            std::net::IpAddr::V4(address) => !address.is_link_local() && !address.is_loopback(),
-            std::net::IpAddr::V6(address) => {
-                !address.is_unicast_link_local() && !address.is_loopback()
+    let mut found = Vec::new();
+    for interface in interfaces {
+        let mac: Option<MacAddr> = interface.mac.parse().ok();
+        let leads = |address: &IpAddr| match address {
+            IpAddr::V4(address) => {
+                let ours = mac.is_some_and(|mac| mac.link_local() == *address);
+                ours || (!address.is_link_local() && !address.is_loopback())
             }
-        })
-        .map(|address| address.to_string())
-        .collect()
+            IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_loopback(),
+        };
+        let addresses = interface.addresses.iter();
+        let parsed = addresses.filter_map(|address| address.split('/').next()?.parse().ok());
+        found.extend(parsed.filter(leads).map(|address| address.to_string()));
+    }
+    found
+}
+
+#[cfg(test)]
+mod address_tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_to_the_guest_is_told() {
+        let mac: MacAddr = "52:54:00:00:00:01".parse().unwrap();
+        let ours = mac.link_local().to_string();
+        let interface = |addresses: &[&str]| Interface {
+            name: "eth0".to_owned(),
+            mac: mac.to_string(),
+            up: true,
+            addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
+        };
+        let given = format!("{ours}/16");
+        let told = addresses(&[
+            interface(&[
+                "127.0.0.1/8",
+                "169.254.0.9/16",
+                "fe80::1/64",
+                "10.0.2.15/24",
+            ]),
+            interface(&[&given, "2001:db8::1/64", "nonsense"]),
+        ]);
+        assert_eq!(told, ["10.0.2.15", ours.as_str(), "2001:db8::1"]);
+    }
 }

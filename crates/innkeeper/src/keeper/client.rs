@@ -1,4 +1,4 @@
-//! The other end of a keeper's socket: HTTP and JSON over a unix socket.
+//! The other end of a keeper's socket, and of others like it: HTTP and JSON over a unix socket.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,13 +27,21 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// A way to one VM's keeper. Each request has a connection of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct KeeperClient {
+    /// What listens: a keeper or a netd.
+    who: &'static str,
     name: String,
     socket: PathBuf,
 }
 
 impl KeeperClient {
     pub(crate) fn new(name: &str, socket: PathBuf) -> Self {
+        KeeperClient::of("keeper", name, socket)
+    }
+
+    /// Makes the way to a process of ours that listens in a keeper's manner.
+    pub(crate) fn of(who: &'static str, name: &str, socket: PathBuf) -> Self {
         KeeperClient {
+            who,
             name: name.to_owned(),
             socket,
         }
@@ -51,7 +59,7 @@ impl KeeperClient {
             Ok(answer) => answer,
             Err(_) => Err(Error::new(
                 ErrorKind::TimedOut,
-                format!("the keeper of {} does not answer", self.name),
+                format!("the {} of {} does not answer", self.who, self.name),
             )),
         }
     }
@@ -76,6 +84,17 @@ impl KeeperClient {
             name: self.name.clone(),
             body: self.checked(response).await?.into_body(),
             buffer: Vec::new(),
+        })
+    }
+
+    /// Asks for something that is kept as long as the answer is read.
+    pub(crate) async fn hold(&self, path: &str, body: &impl Serialize) -> Result<Held> {
+        let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
+        let response = self
+            .send(self.request(Method::POST, path, body.into())?)
+            .await?;
+        Ok(Held {
+            body: self.checked(response).await?.into_body(),
         })
     }
 
@@ -129,7 +148,7 @@ impl KeeperClient {
         let stream = connect(&self.socket).await.map_err(|error| {
             Error::new(
                 ErrorKind::Unreachable,
-                format!("no keeper of {} listens", self.name),
+                format!("no {} of {} listens", self.who, self.name),
             )
             .with_source(error)
         })?;
@@ -173,7 +192,7 @@ impl KeeperClient {
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::new(
             ErrorKind::Unreachable,
-            format!("the connection to the keeper of {} broke", self.name),
+            format!("the connection to the {} of {} broke", self.who, self.name),
         )
         .with_source(source)
     }
@@ -181,6 +200,18 @@ impl KeeperClient {
 
 async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
     UnixStream::connect(socket).await
+}
+
+/// Something that is kept until this is dropped.
+pub(crate) struct Held {
+    body: Incoming,
+}
+
+impl Held {
+    /// Returns when it is not kept any more: its keeper is gone.
+    pub(crate) async fn until_gone(mut self) {
+        while let Some(Ok(_)) = self.body.frame().await {}
+    }
 }
 
 /// Changes of one VM, one after the other.

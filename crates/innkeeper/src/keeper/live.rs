@@ -119,8 +119,14 @@ pub(crate) fn describe(
         networks: identity
             .macs
             .iter()
-            .map(|mac| NicInfo {
-                network: "user".to_owned(),
+            .enumerate()
+            .map(|(index, mac)| NicInfo {
+                network: now
+                    .networks
+                    .get(index)
+                    .and_then(|network| network.name.as_ref())
+                    .map_or("user", |name| name.as_str())
+                    .to_owned(),
                 mac: mac.to_string(),
             })
             .collect(),

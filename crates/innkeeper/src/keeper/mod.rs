@@ -30,4 +30,6 @@ pub(crate) use actor::{Door, SpecRequest};
 pub(crate) use client::KeeperClient;
 pub(crate) use live::{Live, SshKey, describe};
 pub(crate) use log_files::tail;
+pub(crate) use process::tell;
 pub use process::{READY, run};
+pub(crate) use server::{Refusal, parse};

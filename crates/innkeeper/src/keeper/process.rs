@@ -44,7 +44,7 @@ pub async fn run(host: &Host, name: &str) -> Result<()> {
 }
 
 /// Writes the one line that the starter waits for, and lets go of its pipe.
-fn tell(line: &str) {
+pub(crate) fn tell(line: &str) {
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
@@ -80,6 +80,7 @@ async fn prepare(host: &Host, name: &str) -> Result<(Actor, UnixListener, Keeper
         driver,
         key: host.ssh_key(),
         log: log.clone(),
+        helper: host.engine.helper(),
     };
     let (sockets, id) = (context.root.clone(), context.identity.id.clone());
     let mut actor = Actor::new(context, lock)?;

@@ -76,7 +76,7 @@ pub(crate) fn router(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-struct Refusal(Error);
+pub(crate) struct Refusal(pub(crate) Error);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
@@ -106,7 +106,7 @@ async fn ask_plain<T>(
     answer.await.map_err(|_| gone())?.map_err(Refusal)
 }
 
-fn parse<T: DeserializeOwned>(body: &Bytes) -> std::result::Result<T, Refusal> {
+pub(crate) fn parse<T: DeserializeOwned>(body: &Bytes) -> std::result::Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| {
         Refusal(
             Error::new(

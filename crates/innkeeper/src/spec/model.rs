@@ -9,7 +9,7 @@ use innkeeper_image::Arch;
 pub use innkeeper_image::DiskFormat;
 use innkeeper_net::MacAddr;
 
-use super::Bytes;
+use super::{Bytes, VmName};
 
 /// What was asked of a VM: `vm.yaml`, read and checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -260,6 +260,8 @@ impl DiskSpec {
 pub struct NetworkSpec {
     /// What it is connected to.
     pub kind: NetworkKind,
+    /// Name of the network, if the kind is `network`.
+    pub name: Option<VmName>,
     /// MAC address; made once and kept if none is given.
     pub mac: Option<MacAddr>,
     /// Ports of this host that lead into the guest.
@@ -271,6 +273,8 @@ pub struct NetworkSpec {
 pub enum NetworkKind {
     /// The hypervisor's own user-mode network: outbound by NAT, inbound by forwards.
     User,
+    /// A network of our own, which has a name.
+    Network,
 }
 
 /// A port of this host that leads into the guest.
@@ -381,6 +385,7 @@ impl Default for VmSpec {
             disks: Vec::new(),
             networks: vec![NetworkSpec {
                 kind: NetworkKind::User,
+                name: None,
                 mac: None,
                 forwards: Vec::new(),
             }],

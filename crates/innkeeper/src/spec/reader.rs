@@ -483,9 +483,10 @@ fn networks(at: At<'_>) -> Option<Vec<NetworkSpec>> {
 }
 
 fn network(at: At<'_>, addresses: &Unique<MacAddr>, ports: &Ports) -> Option<NetworkSpec> {
-    let mut fields = at.fields()?;
+    let mut fields = at.clone().fields()?;
     let spec = NetworkSpec {
         kind: fields.get("kind", word).unwrap_or(NetworkKind::User),
+        name: fields.get("name", |at| at.parse()),
         mac: fields.get("mac", |at| mac(at, addresses)),
         forwards: fields
             .get("forwards", |at| {
@@ -494,7 +495,21 @@ fn network(at: At<'_>, addresses: &Unique<MacAddr>, ports: &Ports) -> Option<Net
             .unwrap_or_default(),
     };
     fields.finish();
-    Some(spec)
+    match (spec.kind, &spec.name) {
+        (NetworkKind::Network, None) => at.refuse_with(
+            "a network of our own needs its name",
+            "write `name: lan`, and make it with `inn network create lan`",
+        ),
+        (NetworkKind::User, Some(_)) => at.refuse_with(
+            "the user network has no name",
+            "write `kind: network` for one that has, or remove `name`",
+        ),
+        (NetworkKind::Network, Some(_)) if !spec.forwards.is_empty() => at.refuse_with(
+            "a network of our own forwards no ports",
+            "add a network of kind `user` for the forwards",
+        ),
+        _ => Some(spec),
+    }
 }
 
 fn mac(at: At<'_>, addresses: &Unique<MacAddr>) -> Option<MacAddr> {

@@ -179,6 +179,7 @@ fn network() -> Value {
         &[],
         json!({
             "kind": words("What it is connected to.", Some(NetworkKind::User)),
+            "name": text("Name of the network, for kind `network` alone.", "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
             "mac": text("MAC address, unicast; made once and kept if none is given.", MAC),
             "forwards": list("Ports of this computer, on loopback, that lead into the guest.", MAX_FORWARDS, json!({"anyOf": [short, map]}), json!([])),
         }),

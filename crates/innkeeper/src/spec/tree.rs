@@ -155,6 +155,7 @@ fn console(console: &ConsoleSpec) -> Tree {
 fn network(network: &NetworkSpec) -> Tree {
     let mut map = Map::default();
     map.text("kind", Some(network.kind.word()));
+    map.text("name", network.name.as_ref().map(VmName::as_str));
     map.text("mac", network.mac.map(|mac| mac.to_string()).as_deref());
     if !network.forwards.is_empty() {
         let forwards = network.forwards.iter().map(ToString::to_string);

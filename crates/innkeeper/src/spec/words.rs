@@ -55,7 +55,10 @@ impl Words for DiskFormat {
 }
 
 impl Words for NetworkKind {
-    const WORDS: &'static [(&'static str, Self)] = &[("user", NetworkKind::User)];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("user", NetworkKind::User),
+        ("network", NetworkKind::Network),
+    ];
 }
 
 impl Words for Protocol {

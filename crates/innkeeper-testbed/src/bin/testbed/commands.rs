@@ -42,6 +42,7 @@ async fn run(words: &[&str]) -> Result<(), (u8, String)> {
     let failed = |error: innkeeper::Error| (error.exit_code(), error.chain().join(": "));
     match words {
         ["keeper", name] => innkeeper::keeper::run(&host, name).await.map_err(failed),
+        ["netd", name] => innkeeper::network::run(&host, name).await.map_err(failed),
         ["create", name, image, kernel, rest @ ..] => {
             let progress = Deadly {
                 step: rest.first().map(|step| (*step).to_owned()),
@@ -78,7 +79,7 @@ async fn run(words: &[&str]) -> Result<(), (u8, String)> {
             .map_err(failed),
         _ => Err((
             2,
-            "usage: testbed keeper|create|start|remove|import|listen ...".to_owned(),
+            "usage: testbed keeper|netd|create|start|remove|import|listen ...".to_owned(),
         )),
     }
 }

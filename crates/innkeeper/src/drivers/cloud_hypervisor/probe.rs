@@ -361,6 +361,9 @@ fn lacking(host: &CloudHypervisorHost, capability: Capability) -> Option<&'stati
         }
         C::DiskNvme | C::DiskUsb => Some("Cloud Hypervisor has virtio disks only"),
         C::Drive => Some("Cloud Hypervisor has no drive whose medium can be changed"),
+        C::NetworkSwitched => {
+            Some("Cloud Hypervisor joins a switch by vhost-user, which ours does not speak yet")
+        }
         C::NetworkUser | C::NetworkAddresses | C::PortForward | C::NetworkClosed => {
             Some("not here, because Cloud Hypervisor has no network of its own; write networks: []")
         }

@@ -300,6 +300,7 @@ pub(super) fn not_played(capability: Capability) -> Option<String> {
             | C::DiskCache
             | C::DiskLimits
             | C::NetworkClosed
+            | C::NetworkSwitched
             | C::Tpm
             | C::Watchdog
             | C::Vsock

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::arguments::Options;
 use super::board::Board;
 use super::device::Device;
-use crate::driver::NicConfig;
+use crate::driver::{NicConfig, NicNetwork};
 use crate::spec::Protocol;
 
 /// Returns the id of an interface's device and of its network.
@@ -25,8 +25,7 @@ pub(super) fn nic_of(id: &str) -> Option<MacAddr> {
 }
 
 /// Returns what the network is told; a key may come more than once.
-fn settings(nic: &NicConfig) -> Vec<(&'static str, String)> {
-    let network = nic.user_network;
+fn settings(nic: &NicConfig, network: UserNetwork) -> Vec<(&'static str, String)> {
     let mut settings = vec![
         (
             "net",
@@ -58,6 +57,18 @@ fn settings(nic: &NicConfig) -> Vec<(&'static str, String)> {
 
 /// Returns the value of `-netdev`.
 pub(super) fn netdev_option(nic: &NicConfig) -> String {
+    let network = match &nic.network {
+        NicNetwork::User(network) => *network,
+        // QEMU listens, since as a client it does not connect again before version 8.
+        NicNetwork::Switched { socket } => {
+            return Options::new("stream")
+                .set("id", nic_id(nic.mac))
+                .set("server", "on")
+                .set("addr.type", "unix")
+                .set("addr.path", socket.display().to_string())
+                .build();
+        }
+    };
     // The address plan has no IPv6; a guest that is offered one would first try it in vain.
     let mut option = Options::new("user")
         .set("id", nic_id(nic.mac))
@@ -66,7 +77,7 @@ pub(super) fn netdev_option(nic: &NicConfig) -> String {
         // Nothing leaves but answers to what comes in by a forward.
         option = option.set("restrict", "on");
     }
-    for (key, value) in settings(nic) {
+    for (key, value) in settings(nic, network) {
         option = option.set(key, value);
     }
     option.build()
@@ -74,11 +85,20 @@ pub(super) fn netdev_option(nic: &NicConfig) -> String {
 
 /// Returns the arguments of `netdev_add`.
 pub(super) fn netdev_arguments(nic: &NicConfig) -> Value {
+    let network = match &nic.network {
+        NicNetwork::User(network) => *network,
+        NicNetwork::Switched { socket } => {
+            return json!({
+                "type": "stream", "id": nic_id(nic.mac), "server": true,
+                "addr": { "type": "unix", "path": socket.display().to_string() },
+            });
+        }
+    };
     let mut arguments = json!({
         "type": "user", "id": nic_id(nic.mac), "ipv6": false, "restrict": !nic.outbound,
     });
     let mut forwards = Vec::new();
-    for (key, value) in settings(nic) {
+    for (key, value) in settings(nic, network) {
         if key == "hostfwd" {
             forwards.push(json!({ "str": value }));
         } else {

@@ -142,7 +142,7 @@ fn full(arch: Arch, machine: &str, boot: BootConfig) -> MachineConfig {
         drives: Vec::new(),
         nics: vec![NicConfig {
             mac: "52:54:00:12:34:56".parse().unwrap(),
-            user_network: UserNetwork::of_interface(0).unwrap(),
+            network: NicNetwork::User(UserNetwork::of_interface(0).unwrap()),
             hostname: "web".to_owned(),
             outbound: true,
             forwards: vec![
@@ -317,7 +317,7 @@ fn fitted() -> MachineConfig {
     config.nics[0].outbound = false;
     config.nics.push(NicConfig {
         mac: "52:54:00:12:34:57".parse().unwrap(),
-        user_network: UserNetwork::of_interface(1).unwrap(),
+        network: NicNetwork::User(UserNetwork::of_interface(1).unwrap()),
         forwards: Vec::new(),
         ..config.nics[0].clone()
     });

@@ -608,6 +608,7 @@ fn capabilities(host: &QemuHost, shown: Option<&Emulator>) -> Vec<CapabilityRepo
             | Capability::DiskQcow2
             | Capability::NetworkUser
             | Capability::NetworkAddresses
+            | Capability::NetworkSwitched
             | Capability::PortForward
             | Capability::AgentChannel
             // Without the daemon the guest's agent joins the ports.

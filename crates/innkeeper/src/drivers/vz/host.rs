@@ -105,6 +105,7 @@ impl VzHost {
             }
             C::DiskQcow2 => no("Virtualization.framework reads raw images alone"),
             C::NetworkAddresses => no("the NAT of Virtualization.framework chooses the addresses"),
+            C::NetworkSwitched => no("Innkeeper's own network is not joined to it yet"),
             C::PortForward | C::NetworkClosed => {
                 no("the NAT of Virtualization.framework can't do it")
             }

@@ -75,7 +75,7 @@ fn full(boot: BootConfig) -> MachineConfig {
         drives: Vec::new(),
         nics: vec![NicConfig {
             mac: "52:54:00:12:34:55".parse().unwrap(),
-            user_network: UserNetwork::of_interface(0).unwrap(),
+            network: NicNetwork::User(UserNetwork::of_interface(0).unwrap()),
             hostname: "web".to_owned(),
             outbound: true,
             forwards: Vec::new(),
@@ -256,7 +256,7 @@ fn impossible() -> MachineConfig {
         }],
         nics: vec![NicConfig {
             mac: "52:54:00:12:34:56".parse().unwrap(),
-            user_network: UserNetwork::of_interface(0).unwrap(),
+            network: NicNetwork::User(UserNetwork::of_interface(0).unwrap()),
             hostname: "web".to_owned(),
             outbound: false,
             forwards: Vec::new(),

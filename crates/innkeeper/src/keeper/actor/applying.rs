@@ -93,6 +93,7 @@ impl Actor {
                 self.say(&error.chain().join(": "));
             }
             self.applied = Some(done.applied);
+            self.hold_ports();
         }
         let _ = done.reply.send(Ok(done.outcome));
     }

@@ -152,6 +152,7 @@ impl Actor {
         let context = &self.context;
         let ssh_port = choose_ssh_port(&context.identity)?;
         check_forwards(&spec)?;
+        networks::check_networks(&context.root, &spec)?;
         context.root.make_socket_directory(&context.identity.id)?;
         let run = Run {
             boot_id: context.root.boot_id().to_owned(),
@@ -232,6 +233,7 @@ impl Actor {
         let run = self.run;
         self.machine_events = Some(running.events);
         self.machine = Some(machine.clone());
+        self.hold_ports();
         let spec = self.applied.as_ref().unwrap_or(&self.asked);
         let ready = ready_when(&self.context.identity, spec);
         let (sign, mut signs) = mpsc::unbounded_channel();

@@ -328,6 +328,7 @@ impl Actor {
         self.machine = None;
         self.vsock_ports.clear();
         self.machine_events = None;
+        self.ports.clear();
         self.stop_pausing();
         self.quit_at = None;
         self.announced = false;

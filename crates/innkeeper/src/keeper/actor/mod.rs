@@ -13,6 +13,7 @@
 mod applying;
 mod begin;
 mod end;
+mod networks;
 mod news;
 mod pausing;
 mod plugging;
@@ -44,7 +45,9 @@ use crate::engine::parts::reconcile;
 use crate::engine::ports::{check_forwards, choose_ssh_port};
 use crate::engine::recover::{self, Found};
 use crate::error::{Error, Result};
+use crate::helper::Helper;
 use crate::machine::{Decision, Operation, Power, PowerEvent, Readiness, Request, admit};
+use crate::network::PortHolder;
 use crate::spec::VmSpec;
 use crate::store::{Bundle, FileLock, Identity, RecordedPower, Root, Run};
 
@@ -116,6 +119,8 @@ pub(crate) struct Context {
     pub driver: Arc<dyn Driver>,
     pub key: SshKey,
     pub log: KeeperLog,
+    /// What starts the processes of networks.
+    pub helper: Helper,
 }
 
 /// What comes back from work that was done beside the actor.
@@ -172,6 +177,8 @@ pub(crate) struct Actor {
     /// Number of the present run, and what carries the news of its agent.
     run: u64,
     agent_news: Option<AbortHandle>,
+    /// Ports on networks of our own.
+    ports: Vec<PortHolder>,
     info: watch::Sender<Arc<VmInfo>>,
     news: mpsc::UnboundedSender<News>,
     incoming: mpsc::UnboundedReceiver<News>,
@@ -225,6 +232,7 @@ impl Actor {
             vsock_ports: VsockPorts::default(),
             run: 0,
             agent_news: None,
+            ports: Vec::new(),
             info: watch::Sender::new(Arc::new(told)),
             news,
             incoming,

@@ -1,6 +1,7 @@
 //! What is told of the VM: the state, its changes, the log of events.
 
 use super::*;
+use crate::spec::{NetworkKind, NetworkSpec};
 
 impl Actor {
     pub(super) fn state(&self) -> VmState {
@@ -21,7 +22,9 @@ impl Actor {
         let spec = self.applied.as_ref().unwrap_or(&self.asked);
         if self.live.power == Power::Running && self.live.stale_since.is_none() {
             let ready = ready_when(&self.context.identity, spec);
-            self.facts.network = !spec.networks.is_empty();
+            // Nobody gives addresses on a network of our own, so none is waited for.
+            let user = |network: &NetworkSpec| network.kind == NetworkKind::User;
+            self.facts.network = spec.networks.iter().any(user);
             self.facts.shares = !spec.shares.is_empty();
             self.facts.addresses = self.live.addresses.len();
             (self.live.readiness, self.live.waiting_for) = assess(&ready, &self.facts);

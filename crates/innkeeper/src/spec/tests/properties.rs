@@ -165,6 +165,7 @@ fn networks() -> impl Strategy<Value = Vec<NetworkSpec>> {
         let made = networks.into_iter().enumerate();
         made.map(|(index, (mac, forwards))| NetworkSpec {
             kind: NetworkKind::User,
+            name: None,
             mac: mac.then(|| MacAddr::from_random([2, 0, 0, 0, 0, index as u8])),
             forwards: forwards
                 .into_iter()

@@ -48,6 +48,7 @@ pub(super) fn ask(
             };
             spec.networks = vec![NetworkSpec {
                 kind: NetworkKind::User,
+                name: None,
                 mac: None,
                 forwards: vec![forward],
             }];

@@ -85,6 +85,7 @@ pub(super) async fn only_what_is_not_for_an_agent_reaches_out(context: &Context)
     spec.time_to_live = Some(Duration::from_secs(3600));
     spec.networks = vec![NetworkSpec {
         kind: NetworkKind::User,
+        name: None,
         mac: None,
         forwards: vec![ForwardSpec {
             protocol: Protocol::Tcp,

@@ -272,6 +272,7 @@ pub(super) async fn a_port_in_use_is_told_before_anything_starts(context: &Conte
     let mut spec = context.spec();
     spec.networks = vec![NetworkSpec {
         kind: NetworkKind::User,
+        name: None,
         mac: None,
         forwards: vec![ForwardSpec {
             protocol: Protocol::Tcp,

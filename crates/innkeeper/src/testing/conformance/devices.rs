@@ -27,6 +27,7 @@ pub(super) fn file_disk(context: &Context, name: &str) -> Verdict<DiskSpec> {
 pub(super) fn another_network(_: &Context) -> NetworkSpec {
     NetworkSpec {
         kind: NetworkKind::User,
+        name: None,
         mac: Some(MacAddr::from_random([0x52, 0x54, 0, 0xaa, 0xbb, 0xcc])),
         forwards: Vec::new(),
     }

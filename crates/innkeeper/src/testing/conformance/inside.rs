@@ -344,6 +344,7 @@ pub(super) async fn forwards_reach_the_guest(context: &Context) -> Verdict {
     };
     spec.networks = vec![NetworkSpec {
         kind: NetworkKind::User,
+        name: None,
         mac: None,
         forwards: vec![forward],
     }];
