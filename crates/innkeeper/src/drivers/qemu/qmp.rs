@@ -30,6 +30,10 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Longest line that is read; `query-qmp-schema`, the longest reply, is about 200 KiB.
 const LINE_LIMIT: usize = 8 * 1024 * 1024;
+/// What is the matter with a line that can't be read.
+const NO_OBJECT: &str = "a line that is no JSON object";
+/// Most lines that are passed over before a greeting.
+const LEFTOVERS: usize = 1000;
 
 /// Calls that may wait for a reply at once.
 const PENDING_LIMIT: usize = 256;
@@ -193,17 +197,14 @@ impl Qmp {
         deadline: Duration,
     ) -> Result<(Self, mpsc::UnboundedReceiver<QmpEvent>), QmpError> {
         let mut reader = BufReader::new(reader);
-        let greeting = match tokio::time::timeout(deadline, read_message(&mut reader)).await {
-            Ok(message) => message?.ok_or(QmpError::Closed)?,
+        let greeting = match tokio::time::timeout(deadline, read_greeting(&mut reader)).await {
+            Ok(greeting) => greeting?,
             Err(_) => {
                 return Err(QmpError::TimedOut {
                     command: "the greeting".to_owned(),
                     after: deadline,
                 });
             }
-        };
-        let Some(greeting) = greeting.get("QMP").cloned() else {
-            return Err(QmpError::Protocol("no greeting"));
         };
         let pending = Arc::new(Mutex::new(Pending::default()));
         let (events, receiver) = mpsc::unbounded_channel();
@@ -366,6 +367,25 @@ fn timestamp(value: &Value) -> Duration {
     Duration::from_secs(part("seconds")).saturating_add(Duration::from_micros(part("microseconds")))
 }
 
+/// Reads up to the greeting, and returns what it says.
+///
+/// What QEMU had not yet written to a client that went away, it writes to the next one, from the middle of a line on and before the greeting.
+async fn read_greeting(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Value, QmpError> {
+    for _ in 0..LEFTOVERS {
+        match read_message(reader).await {
+            Ok(Some(mut message)) => {
+                if let Some(greeting) = message.get_mut("QMP") {
+                    return Ok(greeting.take());
+                }
+            }
+            Ok(None) => return Err(QmpError::Closed),
+            Err(QmpError::Protocol(what)) if what == NO_OBJECT => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(QmpError::Protocol("no greeting"))
+}
+
 /// Reads one line as JSON; none at the end of the stream.
 async fn read_message(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<Value>, QmpError> {
     let mut line = Vec::new();
@@ -387,7 +407,7 @@ async fn read_message(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option
         if whole && !line.trim_ascii().is_empty() {
             return match serde_json::from_slice::<Value>(&line) {
                 Ok(message) if message.is_object() => Ok(Some(message)),
-                _ => Err(QmpError::Protocol("a line that is no JSON object")),
+                _ => Err(QmpError::Protocol(NO_OBJECT)),
             };
         }
         if whole {
@@ -442,6 +462,20 @@ mod tests {
     ) -> Result<(Qmp, mpsc::UnboundedReceiver<QmpEvent>), QmpError> {
         let (reader, writer) = split(play(script.iter().map(|text| (*text).to_owned()).collect()));
         Qmp::over(reader, writer, DEADLINE).await
+    }
+
+    #[tokio::test]
+    async fn what_was_left_for_another_client_is_passed_over() {
+        let late = format!("us\": \"active\"}}}}\r\n{{\"event\":\"STOP\"}}\n{GREETING}");
+        let (qmp, _) = connect(&[&late, "{\"return\":{},\"id\":1}\n"])
+            .await
+            .unwrap();
+        assert_eq!(qmp.version(), Some((10, 0, 2)));
+        let endless = "{}\n".repeat(LEFTOVERS) + GREETING;
+        assert!(matches!(
+            connect(&[&endless]).await,
+            Err(QmpError::Protocol("no greeting"))
+        ));
     }
 
     #[tokio::test]

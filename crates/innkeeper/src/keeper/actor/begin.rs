@@ -59,12 +59,7 @@ impl Actor {
         self.live.ssh_port = run.ssh_port;
         match self.context.driver.adopt(&config, &record).await {
             Ok(running) => {
-                let vmm_pid = running.machine.pid();
-                self.live.power = Power::Running;
-                self.live.since = Some(timestamp());
-                self.began = Some(Duration::from_millis(run.began_ms));
-                self.run_machine(running);
-                self.note(EventKind::Adopted { vmm_pid });
+                self.adopted(running, &run);
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -78,7 +73,7 @@ impl Actor {
                 self.live = Live::of_files(&self.context.bundle, Some(recorded));
                 Ok(())
             }
-            // It lives but can't be talked to: that is what is told, and `kill` still works by its record.
+            // It lives but can't be talked to: that is what is told, it is asked again and again, and `kill` still works by its record.
             Err(error) => {
                 let machine = Unreachable {
                     driver: self.context.driver.clone(),
@@ -86,14 +81,54 @@ impl Actor {
                 };
                 self.live.power = Power::Running;
                 self.live.stale_since = Some(timestamp());
-                self.live.waiting_for = Some(format!(
-                    "the hypervisor can't be reached: {}",
-                    error.chain().join(": ")
-                ));
+                self.live.waiting_for = Some(out_of_reach(&error));
                 self.live.vmm_pid = Some(machine.pid()).filter(|pid| *pid > 0);
                 self.machine = Some(Arc::new(machine));
                 Ok(())
             }
+        }
+    }
+
+    fn adopted(&mut self, running: Running, run: &Run) {
+        let vmm_pid = running.machine.pid();
+        self.live.power = Power::Running;
+        self.live.since = Some(timestamp());
+        self.began = Some(Duration::from_millis(run.began_ms));
+        self.run_machine(running);
+        self.note(EventKind::Adopted { vmm_pid });
+    }
+
+    /// Asks a hypervisor that could not be reached whether it can be by now, unless it is being asked or ended.
+    pub(super) fn adopt_again(&mut self) -> Result<()> {
+        let asked = self.adopting.as_ref().is_some_and(|it| !it.is_finished());
+        let Some(run) = self.context.bundle.run()? else {
+            return Ok(());
+        };
+        if asked || self.ending.is_some() {
+            return Ok(());
+        }
+        let config = self.config_of_run()?;
+        let record = run.record.clone().unwrap_or_default();
+        let (driver, news) = (self.context.driver.clone(), self.news.clone());
+        self.adopting = Some(tokio::spawn(async move {
+            let result = driver.adopt(&config, &record).await;
+            let _ = news.send(News::Adopted(Box::new(result), run));
+        }));
+        Ok(())
+    }
+
+    /// A hypervisor that could not be reached answered, or did not again.
+    pub(super) fn adopted_again(&mut self, result: Result<Running>, run: &Run) {
+        let unwatched = self.machine.is_some() && self.machine_events.is_none();
+        match result {
+            _ if !unwatched || self.ending.is_some() => {}
+            Ok(running) => {
+                self.live.stale_since = None;
+                self.live.waiting_for = None;
+                self.adopted(running, run);
+            }
+            // Of its end its lock tells.
+            Err(error) => self.live.waiting_for = Some(out_of_reach(&error)),
         }
     }
 
@@ -269,4 +304,11 @@ impl Actor {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn out_of_reach(error: &Error) -> String {
+    format!(
+        "the hypervisor can't be reached: {}",
+        error.chain().join(": ")
+    )
 }

@@ -126,6 +126,8 @@ pub(crate) struct Context {
 /// What comes back from work that was done beside the actor.
 enum News {
     Launched(Box<Result<(Running, Identity)>>),
+    /// A hypervisor that could not be reached was asked again.
+    Adopted(Box<Result<Running>>, Run),
     Asked(StoppedBy),
     /// Of the agent of a run: what is left of an earlier run must not be taken for news of this one.
     Agent(u64, AgentNews),
@@ -151,6 +153,8 @@ pub(crate) struct Actor {
     machine: Option<Arc<dyn Machine>>,
     machine_events: Option<mpsc::UnboundedReceiver<MachineEvent>>,
     launching: Option<JoinHandle<()>>,
+    /// While a hypervisor that can't be reached is asked again.
+    adopting: Option<JoinHandle<()>>,
     /// Breaks off a launch that brings back what was saved, when it is dropped.
     returning: Option<oneshot::Sender<()>>,
     starters: Vec<oneshot::Sender<Result<Accepted>>>,
@@ -213,6 +217,7 @@ impl Actor {
             machine: None,
             machine_events: None,
             launching: None,
+            adopting: None,
             returning: None,
             starters: Vec::new(),
             pausers: Vec::new(),

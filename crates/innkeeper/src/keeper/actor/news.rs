@@ -72,6 +72,7 @@ impl Actor {
                     self.machine = Some(Arc::from(running.machine));
                 }
             }
+            News::Adopted(result, run) => self.adopted_again(*result, &run),
             News::Asked(by) => {
                 if let Some(ending) = &mut self.ending
                     && ending.by != StoppedBy::Kill
@@ -184,16 +185,25 @@ impl Actor {
         }
     }
 
-    /// A hypervisor that can't be talked to tells no end either; its lock does.
+    /// A hypervisor that can't be talked to tells no end either; its lock does. As long as it lives it is asked again.
     pub(super) fn look_after_the_unreachable(&mut self) {
         let unwatched = self.machine.is_some() && self.machine_events.is_none();
-        if unwatched && matches!(self.context.bundle.hypervisor_lives(), Ok(false)) {
+        if !unwatched {
+            return;
+        }
+        if matches!(self.context.bundle.hypervisor_lives(), Ok(false)) {
             let reason = "the hypervisor ended while it could not be reached".to_owned();
             let event = match &self.ending {
                 Some(ending) if ending.by == StoppedBy::Kill => PowerEvent::Gone,
                 _ => PowerEvent::Broke(reason),
             };
-            self.finish(event);
+            return self.finish(event);
+        }
+        if let Err(error) = self.adopt_again() {
+            self.say(&format!(
+                "can't ask the hypervisor again: {}",
+                error.chain().join(": ")
+            ));
         }
     }
 }
