@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  the VM stands still (stopped, suspended) ─► its lock ─► settle ─► Work ─► new files ─► one write of the graph ─► the rest
-//!  it runs ─► its keeper
+//!  it runs ─► refused
 //! ```
 //! An interrupted command leaves the old or the new state: see `settle`.
 
@@ -157,7 +157,7 @@ impl Engine {
         Ok(done)
     }
 
-    /// Changes name or description of a snapshot. It is done beside a running VM as well: its keeper is asked.
+    /// Changes name or description of a snapshot.
     pub(crate) async fn snapshot_edit(
         &self,
         name: &str,

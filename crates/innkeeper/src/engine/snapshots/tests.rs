@@ -2,7 +2,7 @@
 //! killed at any step leaves the old or the new state.
 //!
 //! The guest is played by `qemu-io`, which writes to the tops. `Way::Copy` stands for the way in which blocks are shared: the same steps are
-//! taken, and only the copying differs.
+//! taken, and only the copying differs. It says nothing of the sharing itself: that wants xfs or btrfs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
