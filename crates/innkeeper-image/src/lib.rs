@@ -54,14 +54,14 @@ pub use reference::{Arch, Reference, nearest};
 pub use seed::{AGENT_PATH, AGENT_UNIT, Seed, SeedAgent, SeedFile, SeedInterface, SeedMount};
 pub use store::{BuildInputs, Store};
 
-/// Parsers of hostile input, for fuzzing: none of them may panic on any bytes.
+/// Parsers of hostile input, for fuzzing and measuring: none of them may panic on any bytes.
 pub mod parse {
     pub use crate::apt::{Source, parse_one_line, parse_sources};
     pub use crate::catalogue::find_checksum;
     pub use crate::deb::{Stanza, dependencies, parse_deb822, read_archive};
     pub use crate::kernel::{decompress, extract_vmlinux, raw_image};
     pub use crate::modules::depends_of;
-    pub use crate::oci::{try_documents, try_layer};
+    pub use crate::oci::{make_disk, try_documents, try_layer};
     pub use crate::qcow2::{Header, check_foreign_header};
 }
 

@@ -250,7 +250,10 @@ fn welcome(
                 "can't ask how ready the guest is: {error}"
             )))),
         }
-        if let Ok(interfaces) = channel.addresses().await {
+        // What the agent told by itself since is newer than an answer, which may be read here after it.
+        if let Ok(interfaces) = channel.addresses().await
+            && channel.status().borrow().interfaces.is_empty()
+        {
             let _ = news.send(AgentNews::Addresses(addresses(&interfaces)));
         }
         for mount in mounts {
