@@ -74,7 +74,6 @@ pub(crate) fn lay_over(
         // All of it is read here, so that only headers are left to the crate.
         io::copy(&mut entry, &mut io::sink()).map_err(malformed)?;
     }
-    drop(entries);
     // Padding behind the archive's end counts for the digest.
     left.set(u64::MAX);
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(malformed)?;

@@ -24,7 +24,7 @@ fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     PREFIXES.iter().find_map(|(prefix, index)| {
         let rest = name.strip_prefix(*prefix)?;
         // The two lists are whole names, the others need something behind the point.
-        (rest.is_empty() == !prefix.ends_with(b".")).then_some((*index, rest))
+        (rest.is_empty() != prefix.ends_with(b".")).then_some((*index, rest))
     })
 }
 

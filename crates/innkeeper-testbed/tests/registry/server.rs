@@ -219,7 +219,7 @@ impl Drop for Registry {
 /// Makes a layer: paths to content (a directory ends in a slash), symbolic and hard links.
 pub fn layer(files: &BTreeMap<&str, Vec<u8>>, hard_links: &[(&str, &str)]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
-    let mut header = |kind: tar::EntryType, size: usize| {
+    let header = |kind: tar::EntryType, size: usize| {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(0o755);
