@@ -66,7 +66,7 @@ pub use reference::{Arch, Reference, nearest};
 pub use seed::{AGENT_PATH, AGENT_UNIT, Seed, SeedAgent, SeedFile, SeedInterface, SeedMount};
 pub use store::{BuildInputs, Store};
 
-/// Parsers of hostile input, for fuzzing: none of them may panic on any bytes.
+/// Parsers of hostile input, for fuzzing and measuring: none of them may panic on any bytes.
 pub mod parse {
     pub use crate::apt::{Source, parse_one_line, parse_sources};
     pub use crate::catalogue::find_checksum;
@@ -74,7 +74,7 @@ pub mod parse {
     pub use crate::foreign::check_bytes as check_foreign_disk;
     pub use crate::kernel::{decompress, extract_vmlinux, raw_image};
     pub use crate::modules::depends_of;
-    pub use crate::oci::{try_documents, try_layer};
+    pub use crate::oci::{make_disk, try_documents, try_layer};
     pub use crate::package::list_bytes as list_archive;
     pub use crate::qcow2::{Header, check_foreign_header};
     pub use crate::vmdk::{is_plain_name, read as read_vmdk};

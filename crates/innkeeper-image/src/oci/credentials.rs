@@ -208,8 +208,8 @@ mod tests {
 
     #[test]
     fn files_are_read_and_hosts_compared_whole() {
-        let text = r#"{"auths":{"https://hub.example.org/v1/":{"auth":"YW5uOnB3Ong="},"other.example.org":{"identitytoken":"t"}}}"#;
-        let found = look(text, "hub.example.org").ok().flatten();
+        let text = r#"{"auths":{"https://images.example.org/v1/":{"auth":"YW5uOnB3Ong="},"other.example.org":{"identitytoken":"t"}}}"#;
+        let found = look(text, "images.example.org").ok().flatten();
         assert!(
             found
                 == Some(Credential::Password {

@@ -352,6 +352,21 @@ pub fn try_layer(bytes: &[u8], path: &Path) -> Result<()> {
     root_disk::finish(&tree, blocks, identity, 0).map(drop)
 }
 
+/// Makes a root disk of gzipped layers, verified against their digests (as stored, and unpacked; in hexadecimal).
+pub fn make_disk(layers: &[PathBuf], digests: &[(String, String)], path: &Path) -> Result<u64> {
+    let context = Context::new(std::sync::Arc::new(crate::progress::Silent));
+    let mut root = RootWriter::create(path)?;
+    for (layer, (packed, plain)) in layers.iter().zip(digests) {
+        let expected = Expected {
+            packed: packed.clone(),
+            plain: plain.clone(),
+            packing: blob::Packing::Gzip,
+        };
+        root.layer(layer, expected, &context)?;
+    }
+    root.finish(&digest::sha256_hex(b"measured"), "")
+}
+
 /// Reads bytes as each of the documents that a registry gives.
 pub fn try_documents(bytes: &[u8]) {
     // Whether they are understood does not matter; only that none of it fails otherwise.

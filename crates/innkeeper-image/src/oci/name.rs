@@ -241,9 +241,9 @@ mod tests {
     fn full_names_are_read_and_written_back() {
         for text in [
             "oci:localhost:5000/debian:12",
-            "oci:hub.example.org/team/a-b__c.d/x:v1.2_3",
+            "oci:images.example.org/team/a-b__c.d/x:v1.2_3",
             "oci:[::1]:5000/a:b",
-            "oci+http:hub.example.org:8080/a:b",
+            "oci+http:images.example.org:8080/a:b",
         ] {
             assert_eq!(text.parse::<OciName>().unwrap().to_string(), text);
         }
@@ -258,10 +258,10 @@ mod tests {
                 "http://127.0.0.1:5000".to_owned()
             )
         );
-        let name: OciName = "oci:hub.example.org/x/y:1".parse().unwrap();
+        let name: OciName = "oci:images.example.org/x/y:1".parse().unwrap();
         assert_eq!(
             (name.short(), name.base().as_str()),
-            ("y", "https://hub.example.org")
+            ("y", "https://images.example.org")
         );
     }
 

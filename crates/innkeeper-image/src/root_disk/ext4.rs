@@ -325,7 +325,7 @@ impl Writer<'_> {
         }
         let mut descriptors = vec![0; (descriptor_blocks * BLOCK) as usize];
         let mut all_free = 0;
-        for (group, held) in directories.iter().enumerate() {
+        for (group, directories) in directories.iter().enumerate() {
             let range = group * BLOCK as usize..(group + 1) * BLOCK as usize;
             let used: u32 = block_bits[range.clone()]
                 .iter()
@@ -355,7 +355,7 @@ impl Writer<'_> {
             descriptor[0xC..0xE].copy_from_slice(&(free as u16).to_le_bytes());
             let free_inodes = shape.per_group - u64::from(used_inodes);
             descriptor[0xE..0x10].copy_from_slice(&(free_inodes as u16).to_le_bytes());
-            descriptor[0x10..0x12].copy_from_slice(&held.to_le_bytes());
+            descriptor[0x10..0x12].copy_from_slice(&directories.to_le_bytes());
         }
         self.blocks.write(shape.used, &block_bits)?;
         self.blocks.write(shape.used + shape.groups, &inode_bits)?;
