@@ -21,13 +21,13 @@
 
 mod attach;
 mod clock;
+mod companion;
 mod confinement;
 pub mod driver;
 pub mod drivers;
 mod engine;
 mod error;
 pub mod guest;
-mod helper;
 mod host;
 pub mod keeper;
 mod machine;
