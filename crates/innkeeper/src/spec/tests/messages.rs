@@ -56,14 +56,14 @@ fn networks_of_our_own() {
     for (network, wrong) in [
         (
             "{kind: network}",
-            "networks[0]: a network of our own needs its name",
+            "networks.0: a network of our own needs its name",
         ),
-        ("{name: lan}", "networks[0]: the user network has no name"),
+        ("{name: lan}", "networks.0: the user network has no name"),
         (
             "{kind: network, name: lan, forwards: ['1:2']}",
-            "networks[0]: a network of our own forwards no ports",
+            "networks.0: a network of our own forwards no ports",
         ),
-        ("{kind: network, name: ../x}", "networks[0].name: "),
+        ("{kind: network, name: ../x}", "networks.0.name: "),
     ] {
         let text = told(&format!("networks: [{network}]"));
         assert!(text.contains(wrong), "{network}: {text}");
