@@ -21,6 +21,7 @@
 
 mod attach;
 mod clock;
+mod companion;
 mod confinement;
 mod disk_files;
 pub mod driver;
@@ -29,7 +30,6 @@ mod engine;
 mod error;
 mod export;
 pub mod guest;
-mod helper;
 mod host;
 pub mod import;
 pub mod keeper;

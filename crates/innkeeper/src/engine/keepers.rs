@@ -8,8 +8,8 @@ use innkeeper_api::{
 };
 
 use super::Engine;
+use crate::companion::Helper;
 use crate::error::{Error, Result};
-use crate::helper::Helper;
 use crate::keeper::KeeperClient;
 use crate::store::{Bundle, FileLock, Identity};
 

@@ -8,8 +8,8 @@ use tokio::task::AbortHandle;
 
 use super::process::SOCKET;
 use super::store::NetworkDirectory;
+use crate::companion::Helper;
 use crate::error::Result;
-use crate::helper::Helper;
 use crate::keeper::KeeperClient;
 use crate::store::Root;
 

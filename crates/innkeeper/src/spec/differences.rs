@@ -61,7 +61,8 @@ fn values(path: &str, asked: &Tree, applied: &Tree, paths: &mut Vec<String>) {
         (Tree::Map(asked), Tree::Map(applied)) => maps(path, asked, applied, paths),
         (Tree::List(asked), Tree::List(applied)) if matches!(path, "disks" | "networks") => {
             let before = paths.len();
-            maps(path, &named(asked), &named(applied), paths);
+            let items = if path == "disks" { named } else { numbered };
+            maps(path, &items(asked), &items(applied), paths);
             if paths.len() == before && asked != applied {
                 paths.push(path.to_owned());
             }
@@ -84,6 +85,14 @@ fn named(items: &[Tree]) -> Vec<(String, Tree)> {
         (name, item.clone())
     };
     items.iter().enumerate().map(name).collect()
+}
+
+/// Gives the items of a list by number: a network's name is not the interface's, and several may be on one network.
+fn numbered(items: &[Tree]) -> Vec<(String, Tree)> {
+    let items = items.iter().cloned().enumerate();
+    items
+        .map(|(index, item)| (index.to_string(), item))
+        .collect()
 }
 
 #[cfg(test)]

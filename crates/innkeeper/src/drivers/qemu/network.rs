@@ -128,6 +128,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_switched_interface_listens_for_its_switch() {
+        let nic = NicConfig {
+            mac: "52:54:00:12:34:56".parse().unwrap(),
+            network: NicNetwork::Switched {
+                socket: "/run/a,b/nic0.sock".into(),
+            },
+            hostname: "web".to_owned(),
+            outbound: false,
+            forwards: Vec::new(),
+        };
+        assert_eq!(
+            netdev_option(&nic),
+            "stream,id=nic-525400123456,server=on,addr.type=unix,addr.path=/run/a,,b/nic0.sock"
+        );
+        assert_eq!(
+            netdev_arguments(&nic),
+            json!({
+                "type": "stream", "id": "nic-525400123456", "server": true,
+                "addr": { "type": "unix", "path": "/run/a,b/nic0.sock" },
+            })
+        );
+    }
+
+    #[test]
     fn addresses_come_back_from_ids() {
         let mac: MacAddr = "52:54:00:12:34:56".parse().unwrap();
         assert_eq!(nic_of(&nic_id(mac)), Some(mac));

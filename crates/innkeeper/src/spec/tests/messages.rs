@@ -52,6 +52,28 @@ fn a_file_with_dozens_of_mistakes() {
 }
 
 #[test]
+fn networks_of_our_own() {
+    for (network, wrong) in [
+        (
+            "{kind: network}",
+            "networks.0: a network of our own needs its name",
+        ),
+        ("{name: lan}", "networks.0: the user network has no name"),
+        (
+            "{kind: network, name: lan, forwards: ['1:2']}",
+            "networks.0: a network of our own forwards no ports",
+        ),
+        ("{kind: network, name: ../x}", "networks.0.name: "),
+    ] {
+        let text = told(&format!("networks: [{network}]"));
+        assert!(text.contains(wrong), "{network}: {text}");
+    }
+    let spec = read("networks: [{kind: network, name: lan}]", "vm.yaml").unwrap();
+    assert_eq!(spec.networks[0].kind, NetworkKind::Network);
+    assert_eq!(read(&write(&spec), "again"), Ok(spec));
+}
+
+#[test]
 fn unknown_fields() {
     insta::assert_snapshot!(told(
         "cpu: 2\nCPUS: 2\nboot: {kernle: /k}\nfoo: 1\ndisks: [{name: a, size: 1GiB, readonly: true}]\n"

@@ -164,8 +164,13 @@ fn networks() -> impl Strategy<Value = Vec<NetworkSpec>> {
     vec((any::<bool>(), vec(forward, 0..3)), 0..3).prop_map(|networks| {
         let made = networks.into_iter().enumerate();
         made.map(|(index, (mac, forwards))| NetworkSpec {
-            kind: NetworkKind::User,
-            name: None,
+            // A network of our own forwards nothing.
+            kind: if forwards.is_empty() {
+                NetworkKind::Network
+            } else {
+                NetworkKind::User
+            },
+            name: forwards.is_empty().then(|| "lan".parse().unwrap()),
             mac: mac.then(|| MacAddr::from_random([2, 0, 0, 0, 0, index as u8])),
             forwards: forwards
                 .into_iter()
