@@ -8,6 +8,7 @@
 
 mod agent;
 mod image;
+mod import;
 mod spec;
 
 /// A target: any bytes in, a panic out if something is wrong.
@@ -21,16 +22,26 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("catalogue", image::catalogue),
     ("copy_entries", agent::copy_entries),
     ("copy_receive", agent::copy_receive),
+    ("disk_content", import::disk_content),
+    ("foreign_disk", import::foreign_disk),
     ("deb_archive", image::deb_archive),
     ("deb822", image::deb822),
     ("kernel", image::kernel),
     ("kernel_module", image::kernel_module),
+    ("lima", import::lima),
+    ("libvirt", import::libvirt),
+    ("ovf", import::ovf),
+    ("package", import::package),
     ("qcow2_header", image::qcow2_header),
     ("qmp_lines", spec::qmp_lines),
     ("reference", image::reference),
     ("spec_edit", spec::edit),
     ("spec_read", spec::read),
+    ("utm", import::utm),
     ("user_data", image::user_data),
+    ("vagrant", import::vagrant),
+    ("vbox", import::vbox),
+    ("vmdk", import::vmdk),
 ];
 
 /// Runs the target of a name.
