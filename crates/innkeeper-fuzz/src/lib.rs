@@ -8,6 +8,7 @@
 
 mod agent;
 mod image;
+mod import;
 mod net;
 mod spec;
 
@@ -22,10 +23,16 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("catalogue", image::catalogue),
     ("copy_entries", agent::copy_entries),
     ("copy_receive", agent::copy_receive),
+    ("disk_content", import::disk_content),
+    ("foreign_disk", import::foreign_disk),
     ("deb_archive", image::deb_archive),
     ("deb822", image::deb822),
     ("kernel", image::kernel),
     ("kernel_module", image::kernel_module),
+    ("lima", import::lima),
+    ("libvirt", import::libvirt),
+    ("ovf", import::ovf),
+    ("package", import::package),
     ("net_link", net::link),
     ("net_switch", net::switch),
     ("oci_documents", image::oci_documents),
@@ -35,7 +42,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("reference", image::reference),
     ("spec_edit", spec::edit),
     ("spec_read", spec::read),
+    ("utm", import::utm),
     ("user_data", image::user_data),
+    ("vagrant", import::vagrant),
+    ("vbox", import::vbox),
+    ("vmdk", import::vmdk),
 ];
 
 /// Runs the target of a name.

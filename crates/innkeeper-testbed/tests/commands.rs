@@ -391,3 +391,72 @@ fn disks_of_their_own() {
     }
     bed.finish("disks_of_their_own");
 }
+
+/// A tar archive of one entry, as nobody honest writes it.
+fn archive(directory: &std::path::Path, name: &str, arguments: &[&str]) {
+    let done = Command::new("tar")
+        .arg("-cf")
+        .arg(directory.join(name))
+        .args(arguments)
+        .current_dir(directory)
+        .status()
+        .expect("tar is installed");
+    assert!(done.success());
+}
+
+#[test]
+fn machines_that_come_in_and_go_out() {
+    let mut bed = Bed::new();
+    let mut content = vec![0; 3 << 20];
+    content[1 << 20..(1 << 20) + 5].copy_from_slice(b"hello");
+    bed.file("disk.raw", &content);
+    bed.file(
+        "page.yaml",
+        "cpus: 4\nbase: template:debian-12\nmounts: [{location: '~'}]\n",
+    );
+    let scratch = bed.installation.scratch();
+    std::os::unix::fs::symlink("/etc/passwd", scratch.join("evil.ovf")).expect("a link");
+    archive(&scratch, "link.ova", &["evil.ovf"]);
+    archive(
+        &scratch,
+        "up.ova",
+        &["-P", "--transform=s,^,../,", "disk.raw"],
+    );
+    bed.file(
+        "else.xml",
+        "<domain><name>else</name><devices><disk type='file'><driver type='raw'/><source file='/etc/hostname'/></disk></devices></domain>",
+    );
+    for line in [
+        "import disk.raw --dry-run",
+        "import disk.raw --name first",
+        "import disk.raw --name first",
+        "export first first.ova",
+        "export first first.ova",
+        "import first.ova --name second",
+        "export first first.tar.zst",
+        "import first.tar.zst --name third",
+        "import first.tar.zst",
+        "export first first.qcow2",
+        "disk check first.qcow2",
+        "disk compact disk.raw",
+        "export first first.xyz",
+        "export first other.raw --disk data",
+        "import page.yaml --dry-run",
+        "import disk.raw --format qcow2",
+        "import link.ova",
+        "import up.ova",
+        "import else.xml",
+        "import nothing.ova",
+        "import page.yaml --format vmdk",
+        "ls -q",
+    ] {
+        bed.inn(line);
+    }
+    for name in ["first", "second", "third"] {
+        let path = format!("vms/{name}/disks/root.raw");
+        let disk = std::fs::read(bed.installation.home().join(path)).expect("a disk");
+        assert!(disk == content, "{name}");
+        bed.inn(&format!("rm {name} --yes"));
+    }
+    bed.finish("machines_that_come_in_and_go_out");
+}

@@ -173,7 +173,7 @@ impl Engine {
                 continue;
             }
             let state = self.look(&bundle).await?.state;
-            if use_ == Use::Any || state != VmState::Stopped {
+            if use_ == Use::Any || !matches!(state, VmState::Stopped | VmState::Failed) {
                 return Err(Error::new(
                     ErrorKind::Conflict,
                     format!("{} is a disk of {name}, which is {state}", path.display()),

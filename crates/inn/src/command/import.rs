@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use innkeeper::api::ErrorKind;
 use innkeeper::import::ForeignFormat;
-use innkeeper::spec::{Arch, Firmware};
+use innkeeper::spec::{Arch, Bytes, Firmware};
 use innkeeper::{Error, Host, ImportOptions, ImportPlan};
 
 use super::{DryRun, in_short};
 use crate::failure::Result;
 use crate::output::{Format, Output};
 use crate::reporter::Reporter;
-use crate::spec_flags::arch;
+use crate::spec_flags::{arch, size};
 use crate::terminal_text;
 use crate::units;
 
@@ -22,7 +22,7 @@ use crate::units;
   inn import web.ova --name web
   inn import web.xml --allow /var/lib/libvirt/images
   inn import ~/Windows.utm --firmware uefi
-  inn import disk.vmdk
+  inn import disk.vmdk --cpus 4 --memory 4GiB
   inn import /dev/shm/disk --format vhdx --name old
   inn import template.yaml
   inn import web.tar.zst               a bundle, as inn export writes it")]
@@ -45,6 +45,14 @@ pub(crate) struct Args {
     /// Architecture; what its description says, or this computer's, if none is given
     #[arg(long, value_parser = arch)]
     arch: Option<Arch>,
+
+    /// Virtual CPUs; what its description says if none are given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    cpus: Option<u32>,
+
+    /// Memory, such as 2GiB; what its description says if none is given
+    #[arg(short, long, value_name = "SIZE", value_parser = size)]
+    memory: Option<Bytes>,
 
     /// Folder that disks may be in which the description names by absolute paths (repeatable)
     #[arg(long, value_name = "FOLDER")]
@@ -74,6 +82,8 @@ impl Args {
             format: self.format,
             firmware: self.firmware,
             arch: self.arch,
+            cpus: self.cpus,
+            memory: self.memory,
             allow: self.allow,
         };
         let plan = host.plan_import(&self.path, &options).await?;

@@ -1,12 +1,13 @@
 //! Taking machines out: as a disk, as an OVA, or as a bundle that brings all of it back.
 //!
-//! A bundle is a tar archive: `bundle.json` (what the VM was), `vm.yaml`, `disks/NAME.raw` and the layers that it boots from. What is over a
+//! A bundle is a tar archive: `bundle.json` (what the VM was), `vm.yaml`, `disks/NAME.raw`, the layers that it boots from,
+//! and what its firmware and TPM remember. What is over a
 //! layer is flattened. The VM must be stopped, and is held by its lock meanwhile.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use innkeeper_api::{ErrorKind, EventKind, VmInfo};
+use innkeeper_api::{ErrorKind, EventKind, VmInfo, VmState};
 use innkeeper_image::bundle::{self, BundleContent, BundleMember};
 use innkeeper_image::{LayerId, disk, package};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,10 @@ use crate::store::{Bundle, HalfMade, Identity, IdentityDisk, random_id};
 /// Name of a bundle's first member.
 const DESCRIPTION: &str = "bundle.json";
 const VERSION: u32 = 1;
+/// Small files of a VM that a bundle has as they are.
+const KEPT: &[&str] = &["efi-variables.fd", "ssh_known_hosts"];
+/// Largest of them, in bytes.
+const KEPT_LIMIT: u64 = 64 << 20;
 
 /// In what form a machine is taken out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +145,7 @@ impl Engine {
     async fn hold_stopped(&self, bundle: &Bundle) -> Result<crate::store::FileLock> {
         let name = bundle.name();
         let state = self.look(bundle).await?.state;
-        if state != innkeeper_api::VmState::Stopped {
+        if !matches!(state, VmState::Stopped | VmState::Failed) {
             return Err(
                 Error::new(ErrorKind::Conflict, format!("{name} is {state}"))
                     .with_hint(format!("inn stop {name}")),
@@ -287,6 +292,15 @@ impl Engine {
             sizes.insert(format!("disks/{}.raw", own.name), own.size);
             members.push(BundleMember {
                 name: format!("disks/{}.raw", own.name),
+                content: BundleContent::File(path),
+            });
+        }
+        for (name, path) in kept_files(bundle)? {
+            let about = std::fs::metadata(&path)
+                .map_err(|error| Error::io(format!("can't look at {}", path.display()), error))?;
+            sizes.insert(name.clone(), about.len());
+            members.push(BundleMember {
+                name,
                 content: BundleContent::File(path),
             });
         }
@@ -443,6 +457,18 @@ impl Engine {
             }
             wanted.insert(member, (bundle.path(&own.file), own.size));
         }
+        for (member, size) in &description.members {
+            if is_kept(member) {
+                if *size > KEPT_LIMIT {
+                    return Err(damaged(format!("its {member} has {size} bytes")));
+                }
+                wanted.insert(member.clone(), (bundle.path(member), *size));
+            }
+        }
+        if wanted.keys().any(|member| member.starts_with("tpm/")) {
+            std::fs::create_dir(bundle.path("tpm"))
+                .map_err(|error| Error::io("can't make the TPM's directory", error))?;
+        }
         let mut layers = Vec::new();
         if let Some(image) = &identity.image {
             for text in &image.layers {
@@ -517,6 +543,36 @@ impl Engine {
         }
         Ok(false)
     }
+}
+
+/// Files of a VM that are neither disks nor made anew: what its firmware and its TPM remember, and its host keys.
+fn kept_files(bundle: &Bundle) -> Result<Vec<(String, PathBuf)>> {
+    let mut found: Vec<(String, PathBuf)> = KEPT
+        .iter()
+        .map(|name| ((*name).to_owned(), bundle.path(name)))
+        .filter(|(_, path)| path.is_file())
+        .collect();
+    if let Ok(entries) = std::fs::read_dir(bundle.path("tpm")) {
+        for entry in entries {
+            let entry =
+                entry.map_err(|error| Error::io("can't list the TPM's directory", error))?;
+            let name = format!("tpm/{}", entry.file_name().to_string_lossy());
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if is_file && is_kept(&name) {
+                found.push((name, entry.path()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Says whether a member of a bundle is such a file.
+fn is_kept(member: &str) -> bool {
+    KEPT.contains(&member)
+        || member.strip_prefix("tpm/").is_some_and(|name| {
+            innkeeper_image::parse::is_plain_name(name) && !name.ends_with(".lock")
+        })
 }
 
 async fn read_description(path: &Path) -> Result<Description> {

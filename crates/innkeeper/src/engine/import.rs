@@ -21,9 +21,9 @@ use crate::import::{
     vagrant, vbox,
 };
 use crate::progress::Progress;
-use crate::spec::{self, Arch, Firmware, VmName, VmSpec};
+use crate::spec::{self, Arch, Bytes, Firmware, VmName, VmSpec};
 
-/// What a user says of a machine that is brought in.
+/// What a user says of a machine that is brought in. Of a bundle the name alone counts: it is brought back as it was.
 #[derive(Debug, Clone, Default)]
 pub struct ImportOptions {
     /// Name; the machine's own, made into one, if none is given.
@@ -34,6 +34,10 @@ pub struct ImportOptions {
     pub firmware: Option<Firmware>,
     /// Architecture; what it says itself if none is given.
     pub arch: Option<Arch>,
+    /// Virtual CPUs; what it says itself if none is given.
+    pub cpus: Option<u32>,
+    /// Memory; what it says itself if none is given.
+    pub memory: Option<Bytes>,
     /// Directories that disks may be in which are named by absolute paths.
     pub allow: Vec<PathBuf>,
 }
@@ -331,6 +335,8 @@ fn spec_of(
     let mut machine = std::mem::take(&mut source.machine);
     machine.firmware = options.firmware.or(machine.firmware);
     machine.arch = options.arch.or(machine.arch);
+    machine.cpus = options.cpus.or(machine.cpus);
+    machine.memory = options.memory.map(Bytes::get).or(machine.memory);
     machine.into_spec(sizes)
 }
 

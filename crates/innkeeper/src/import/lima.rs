@@ -14,7 +14,7 @@ use crate::spec::{ForwardSpec, Protocol, SeedFile};
 
 /// How deep templates may stand on each other.
 const BASE_LIMIT: usize = 16;
-/// Lima's own size of a disk that is not named, and ours of an image's is less.
+/// Where the scripts of a template are in the guest.
 const SCRIPTS: &str = "/var/lib/innkeeper/provision";
 
 /// Images of the catalogue, by the words that Lima's templates and the vendors' files begin with.
@@ -74,7 +74,7 @@ impl Merged {
         seen: &mut BTreeSet<String>,
         depth: usize,
     ) -> Result<()> {
-        let value: Value = serde_saphyr::from_str(text)
+        let value: Value = serde_saphyr::from_str(&without_comments(text))
             .map_err(|error| damaged(format!("it is no YAML: {error}")))?;
         let Value::Object(mut own) = value else {
             return Err(damaged("it is no mapping"));
@@ -121,6 +121,15 @@ impl Merged {
         }
         Ok(())
     }
+}
+
+/// Drops the lines that begin with `#`: Lima's own templates have more of them in a row than the parser keeps. No script can lose one, for
+/// what stands in a template's field is indented.
+fn without_comments(text: &str) -> String {
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .flat_map(|line| [line, "\n"])
+        .collect()
 }
 
 fn string<'a>(of: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
@@ -441,6 +450,13 @@ provision:
         }
         let (spec, _) = machine.into_spec(&[]).unwrap();
         crate::spec::check(&spec).unwrap();
+    }
+
+    #[test]
+    fn hundreds_of_comments_and_none_of_a_script_are_passed_over() {
+        let text = format!("{}{TEMPLATE}", "# remark\n".repeat(5000));
+        let machine = parse(&text, &|_| None).unwrap();
+        assert!(machine.seed.files[0].content.starts_with("#!/bin/sh\n"));
     }
 
     #[test]

@@ -74,7 +74,8 @@ fn libvirt(metadata: Metadata) -> Result<ForeignMachine> {
             .virtual_size
             .map(|size| {
                 size.checked_mul(1 << 30)
-                    .ok_or_else(|| damaged("its disk is over all bounds"))
+                    .filter(|bytes| *bytes <= 64 << 40)
+                    .ok_or_else(|| damaged("its disk is over 64 TiB"))
             })
             .transpose()?;
         machine.drive(ForeignDrive {
