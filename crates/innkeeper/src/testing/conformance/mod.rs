@@ -12,6 +12,7 @@ mod changes;
 mod consoles;
 mod context;
 mod devices;
+mod firmware;
 mod guests;
 mod inside;
 mod keepers;
@@ -146,7 +147,7 @@ macro_rules! trials {
 use Act::{Exit, Hang, LetGo, Mute, Panic, PowerOff, Reboot};
 use Capability as C;
 use Need::{Can, Does, Has, Lacks, Says};
-use Part::{Agent, Console, Echo, Memory, Mounts, Network, Processes, System};
+use Part::{Agent, Console, Echo, Memory, Mounts, Network, Processes, Processor, System};
 use Word::{
     ButtonOnly, Deaf, FailingLaunch, FailingRestore, FailingResume, FailingSave, Grips, LockedTray,
     NoButton, SlowLaunch, SlowRestore, SlowSave,
@@ -233,6 +234,7 @@ pub const TRIALS: &[Trial] = trials![
     pausing::the_clock_is_right_after_a_pause [Can(C::Pause), Has(Processes), Has(Agent)],
     pausing::what_a_driver_lacks_of_a_running_vm_is_refused [],
     saving::comes_back_with_its_memory [Has(Memory), Can(C::Suspend)],
+    saving::a_command_right_after_a_start_from_a_suspend [Can(C::Suspend), Has(Agent)],
     saving::suspends_twice_in_a_row [Has(Memory), Can(C::Suspend)],
     saving::a_paused_vm_is_suspended [Has(Memory), Can(C::Suspend), Can(C::Pause)],
     saving::a_running_command_goes_on_after_a_suspend [Can(C::Suspend), Has(Processes), Has(Agent)],
@@ -273,6 +275,16 @@ pub const TRIALS: &[Trial] = trials![
     seen::memory_that_was_given_is_used_and_comes_back [Can(C::MemoryHotplug), Can(C::Suspend), Has(Processes), Has(Agent)],
     seen::what_lies_in_a_drive_is_what_the_guest_reads [Can(C::Drive), Has(Processes), Has(Agent)],
     seen::a_tpm_keeps_its_registers_over_a_suspend [Can(C::Tpm), Can(C::Suspend), Has(Processes), Has(Agent)],
+    seen::the_cache_of_a_disk_is_as_chosen [Can(C::DiskCache), Can(C::Disks), Has(Processes), Has(Agent)],
+    seen::random_numbers_come_from_the_host [Can(C::Entropy), Has(Processes), Has(Agent)],
+    seen::a_machine_is_what_it_was_pinned_to [Can(C::PinnedMachine), Can(C::BootBios), Has(Processes), Has(Agent)],
+    seen::a_starved_watchdog_powers_off [Can(C::Watchdog), Can(C::BootBios), Has(Processor)],
+    firmware::bios_boots_a_disk [Can(C::BootBios), Can(C::Disks), Can(C::SerialLog), Has(Processor)],
+    firmware::bios_boots_an_nvme_disk [Can(C::BootBios), Can(C::DiskNvme), Has(Processor)],
+    firmware::bios_boots_a_usb_disk [Can(C::BootBios), Can(C::DiskUsb), Has(Processor)],
+    firmware::vms_of_one_image_write_beside_it [Can(C::BootBios), Can(C::DiskQcow2), Has(Processor)],
+    firmware::uefi_boots_a_disk [Can(C::BootUefi), Can(C::Disks), Has(Processor)],
+    firmware::secure_boot_refuses_an_unsigned_program [Can(C::SecureBoot), Can(C::BootUefi), Has(Processor)],
     bounds::a_limited_disk_is_held_to_its_requests [Can(C::DiskLimits), Has(Processes), Has(Agent)],
     bounds::only_what_is_not_for_an_agent_reaches_out [Can(C::NetworkUser), Can(C::NetworkClosed), Can(C::PortForward), Has(Network), Has(Processes), Has(Agent)],
     bounds::its_hypervisor_has_little_to_give [Can(C::Sandbox)],

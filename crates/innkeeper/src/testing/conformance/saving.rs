@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use innkeeper_agent::message::ExitStatus;
 use innkeeper_api::{Admission, ErrorKind, StoppedBy, VmInfo, VmState};
 use rustix::process::Signal;
 
@@ -83,6 +84,31 @@ pub(super) async fn comes_back_with_its_memory(context: &Context) -> Verdict {
         .expect_state("dreams", VmState::Stopped)
         .await
         .map(drop)
+}
+
+/// Host and agent have to greet each other anew, and whoever comes meanwhile must wait for that, not fail by it.
+pub(super) async fn a_command_right_after_a_start_from_a_suspend(context: &Context) -> Verdict {
+    let name = "prompt";
+    context.ready(name).await?;
+    for round in 0..3 {
+        context.host.suspend(name).await?;
+        context.host.start(name).await?;
+        let channel = context.host.guest(name).await?;
+        for command in 0..3 {
+            let output = context
+                .run(&channel, &["sh", "-c", "cat; exit 7"], b"words")
+                .await
+                .map_err(|failure| {
+                    Failure::new(format!("round {round}, command {command}: {failure}"))
+                })?;
+            require!(
+                output.status == ExitStatus::Code(7) && output.out == b"words",
+                "round {round}, command {command}: {output:?}"
+            );
+        }
+    }
+    context.host.kill(name).await?;
+    Ok(())
 }
 
 pub(super) async fn suspends_twice_in_a_row(context: &Context) -> Verdict {
