@@ -91,6 +91,10 @@ pub(super) async fn vms_of_one_image_write_beside_it(context: &Context) -> Verdi
     ] {
         boots(context, name, times).await?;
     }
+    for name in ["one", "other"] {
+        context.host.remove(name, false).await?;
+    }
+    context.host.remove_image("counts", None, false).await?;
     Ok(())
 }
 

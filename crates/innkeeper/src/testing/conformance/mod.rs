@@ -20,7 +20,10 @@ mod lifecycle;
 mod lifetime;
 mod many;
 mod pausing;
+mod saved;
 mod saving;
+mod saving_failures;
+mod saving_races;
 mod seen;
 mod shares;
 mod vsock;
@@ -198,6 +201,7 @@ pub const TRIALS: &[Trial] = trials![
     changes::a_protected_vm_is_not_removed [],
     changes::renames_what_is_stopped [],
     changes::a_spec_changed_while_it_runs_is_applied_at_the_next_start [Has(Agent)],
+    changes::a_spec_edited_by_hand_is_told [],
     changes::a_name_is_taken_once [],
     changes::bad_input_is_refused_and_leaves_nothing [],
     changes::a_cancelled_create_leaves_nothing [],
@@ -241,24 +245,24 @@ pub const TRIALS: &[Trial] = trials![
     saving::a_connection_in_the_guest_goes_on_after_a_suspend [Can(C::Suspend), Has(Processes), Has(Agent)],
     saving::disk_and_memory_are_of_one_moment [Can(C::Suspend), Can(C::Disks), Has(Mounts), Has(Processes), Has(Agent)],
     saving::the_clock_is_right_after_a_suspend [Can(C::Suspend), Has(Processes), Has(Agent)],
-    saving::a_suspended_vm_refuses_what_would_lose_it [Has(Memory), Can(C::Suspend)],
-    saving::what_was_saved_is_discarded_on_request_only [Has(Memory), Can(C::Suspend)],
-    saving::a_spec_changed_while_suspended_waits_for_a_new_boot [Has(Memory), Can(C::Suspend)],
-    saving::a_disk_written_while_suspended_refuses_to_go_on [Has(Memory), Can(C::Suspend), Can(C::Disks)],
-    saving::what_a_newer_hypervisor_saved_is_refused [Has(Memory), Can(C::Suspend)],
-    saving::a_suspended_vm_outlives_a_restart_of_the_computer [Has(Memory), Can(C::Suspend)],
-    saving::a_failed_restore_can_be_tried_again [Has(Memory), Can(C::Suspend), Says(FailingRestore)],
-    saving::a_refused_resume_after_a_restore_loses_nothing [Has(Memory), Can(C::Suspend), Says(FailingResume)],
-    saving::a_kill_ends_a_restore_and_it_stays_suspended [Has(Memory), Can(C::Suspend), Says(SlowRestore)],
-    saving::a_failed_suspend_lets_it_run_on [Has(Memory), Can(C::Suspend), Can(C::Pause), Says(FailingSave)],
-    saving::a_kill_ends_a_suspend [Has(Memory), Can(C::Suspend), Says(SlowSave)],
-    saving::a_resume_breaks_a_suspend_off [Has(Memory), Can(C::Suspend), Says(SlowSave)],
-    saving::a_hypervisor_killed_while_it_saves_is_failed [Has(Memory), Can(C::Suspend), Says(SlowSave)],
-    saving::a_keeper_killed_while_it_saves_leaves_it_paused [Has(Memory), Can(C::Suspend), Can(C::Adoption), Says(SlowSave)],
-    saving::a_resume_that_races_a_suspend_leaves_order [Has(Memory), Can(C::Suspend)],
-    saving::suspends_and_starts_dropped_midway_leave_order [Has(Memory), Can(C::Suspend)],
-    saving::of_two_suspends_at_once_both_tell_the_truth [Has(Memory), Can(C::Suspend)],
-    saving::a_suspend_and_a_start_tell_every_change [Has(Memory), Can(C::Suspend)],
+    saved::a_suspended_vm_refuses_what_would_lose_it [Has(Memory), Can(C::Suspend)],
+    saved::what_was_saved_is_discarded_on_request_only [Has(Memory), Can(C::Suspend)],
+    saved::a_spec_changed_while_suspended_waits_for_a_new_boot [Has(Memory), Can(C::Suspend)],
+    saved::a_disk_written_while_suspended_refuses_to_go_on [Has(Memory), Can(C::Suspend), Can(C::Disks)],
+    saved::what_a_newer_hypervisor_saved_is_refused [Has(Memory), Can(C::Suspend)],
+    saved::a_suspended_vm_outlives_a_restart_of_the_computer [Has(Memory), Can(C::Suspend)],
+    saving_failures::a_failed_restore_can_be_tried_again [Has(Memory), Can(C::Suspend), Says(FailingRestore)],
+    saving_failures::a_refused_resume_after_a_restore_loses_nothing [Has(Memory), Can(C::Suspend), Says(FailingResume)],
+    saving_failures::a_kill_ends_a_restore_and_it_stays_suspended [Has(Memory), Can(C::Suspend), Says(SlowRestore)],
+    saving_failures::a_failed_suspend_lets_it_run_on [Has(Memory), Can(C::Suspend), Can(C::Pause), Says(FailingSave)],
+    saving_failures::a_kill_ends_a_suspend [Has(Memory), Can(C::Suspend), Says(SlowSave)],
+    saving_failures::a_resume_breaks_a_suspend_off [Has(Memory), Can(C::Suspend), Says(SlowSave)],
+    saving_failures::a_hypervisor_killed_while_it_saves_is_failed [Has(Memory), Can(C::Suspend), Says(SlowSave)],
+    saving_failures::a_keeper_killed_while_it_saves_leaves_it_paused [Has(Memory), Can(C::Suspend), Can(C::Adoption), Says(SlowSave)],
+    saving_races::a_resume_that_races_a_suspend_leaves_order [Has(Memory), Can(C::Suspend)],
+    saving_races::suspends_and_starts_dropped_midway_leave_order [Has(Memory), Can(C::Suspend)],
+    saving_races::of_two_suspends_at_once_both_tell_the_truth [Has(Memory), Can(C::Suspend)],
+    saving_races::a_suspend_and_a_start_tell_every_change [Has(Memory), Can(C::Suspend)],
     devices::a_disk_is_attached_and_detached_twice [Has(System), Can(C::DiskHotplug)],
     devices::an_attached_disk_outlives_the_keeper [Has(System), Can(C::DiskHotplug), Can(C::Adoption)],
     devices::a_disk_that_the_guest_holds_goes_when_it_lets_go [Can(C::DiskHotplug), Says(Grips), Does(LetGo)],
@@ -275,6 +279,7 @@ pub const TRIALS: &[Trial] = trials![
     seen::memory_that_was_given_is_used_and_comes_back [Can(C::MemoryHotplug), Can(C::Suspend), Has(Processes), Has(Agent)],
     seen::what_lies_in_a_drive_is_what_the_guest_reads [Can(C::Drive), Has(Processes), Has(Agent)],
     seen::a_tpm_keeps_its_registers_over_a_suspend [Can(C::Tpm), Can(C::Suspend), Has(Processes), Has(Agent)],
+    seen::a_tpm_asked_for_later_is_there_or_refused [Can(C::Tpm), Has(Processes), Has(Agent)],
     seen::the_cache_of_a_disk_is_as_chosen [Can(C::DiskCache), Can(C::Disks), Has(Processes), Has(Agent)],
     seen::random_numbers_come_from_the_host [Can(C::Entropy), Has(Processes), Has(Agent)],
     seen::a_machine_is_what_it_was_pinned_to [Can(C::PinnedMachine), Can(C::BootBios), Has(Processes), Has(Agent)],

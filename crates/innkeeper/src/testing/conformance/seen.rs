@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use innkeeper_api::{EventKind, VmState};
+use innkeeper_api::{ErrorKind, EventKind, VmState};
 
-use super::context::Context;
+use super::context::{Context, refused};
 use super::devices::{file_disk, now, set, with_drive};
 use super::firmware::{bare, serial};
 use super::{Failure, Verdict, require};
@@ -172,6 +172,30 @@ pub(super) async fn a_tpm_keeps_its_registers_over_a_suspend(context: &Context) 
         .await?;
     // A new boot is a new measurement: only what was saved brings the old one back.
     until_it_says(context, name, REGISTER, &fresh).await?;
+    context.host.kill(name).await?;
+    Ok(())
+}
+
+/// Where a driver can't give a TPM to a VM that was made without one, it must say so: a guest that looks for it in vain is the worst answer.
+pub(super) async fn a_tpm_asked_for_later_is_there_or_refused(context: &Context) -> Verdict {
+    let name = "later";
+    context.ready(name).await?;
+    context.host.kill(name).await?;
+    set(context, name, "tpm", "true").await?;
+    match context.host.start(name).await {
+        Ok(_) => {
+            context.wait_ready(name).await?;
+            let there = "until [ -c /dev/tpm0 ]; do sleep 0.05; done";
+            context.sh(name, there).await?;
+            context.host.kill(name).await?;
+        }
+        Err(error) => {
+            let refusal: crate::Result<()> = Err(error);
+            refused("a TPM", refusal, ErrorKind::Unsupported, &["tpm"])?;
+        }
+    }
+    set(context, name, "tpm", "false").await?;
+    context.start_ready(name).await?;
     context.host.kill(name).await?;
     Ok(())
 }
