@@ -20,6 +20,6 @@ pub use requests::{
     SuspendRequest,
 };
 pub use vm::{
-    AgentInfo, AgentState, DiskInfo, ForwardInfo, NicInfo, ShareInfo, SshInfo, VmInfo, VmState,
-    VmStats,
+    AgentInfo, AgentState, DiskInfo, ForwardInfo, NicInfo, ShareInfo, ShareState, SshInfo, VmInfo,
+    VmState, VmStats,
 };

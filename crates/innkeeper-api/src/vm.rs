@@ -118,6 +118,9 @@ pub struct VmInfo {
     /// Since when nothing has been heard of it, if what is told here may be old (RFC 3339, UTC).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_since: Option<String>,
+    /// Why the spec can't be read, if its file was spoilt while the VM runs; what is told here is of the spec before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spec_problem: Option<String>,
     /// Spec fields that differ from what runs and take effect at the next start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restart_required: Vec<String>,
@@ -255,6 +258,22 @@ pub struct ShareInfo {
     pub guest: String,
     /// True if the guest can't write to it.
     pub read_only: bool,
+    /// Whether it is served.
+    #[serde(default)]
+    pub state: ShareState,
+}
+
+/// Whether a shared folder is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ShareState {
+    /// The VM does not run.
+    #[default]
+    Idle,
+    /// A process of this host serves it.
+    Served,
+    /// What served it has ended: what touches it in the guest waits until the VM is stopped and started.
+    Lost,
 }
 
 /// Figures of a running VM. Counters count since the hypervisor started.

@@ -1,7 +1,7 @@
 //! `inn info`: everything that is known of a VM.
 
 use innkeeper::Host;
-use innkeeper::api::{AgentInfo, AgentState, DiskInfo, VmInfo};
+use innkeeper::api::{AgentInfo, AgentState, DiskInfo, ShareState, VmInfo};
 
 use crate::failure::Result;
 use crate::output::Output;
@@ -41,6 +41,7 @@ fn block(vm: &VmInfo) -> String {
             .as_ref()
             .map(|since| format!("{since}; what is shown may be old")),
     );
+    block.optional("spec problem", vm.spec_problem.clone());
     if !vm.restart_required.is_empty() {
         let fields = vm.restart_required.join(", ");
         let text = format!("{fields} changed; inn restart {} applies it", vm.name);
@@ -85,7 +86,14 @@ fn block(vm: &VmInfo) -> String {
         "shares",
         vm.shares.iter().map(|share| {
             let mode = if share.read_only { " (read-only)" } else { "" };
-            format!("{} -> {}{mode}", share.host, share.guest)
+            let state = match share.state {
+                ShareState::Idle | ShareState::Served => String::new(),
+                ShareState::Lost => format!(
+                    ": its virtiofsd ended, so what touches it waits; inn restart {} brings it back",
+                    vm.name
+                ),
+            };
+            format!("{} -> {}{mode}{state}", share.host, share.guest)
         }),
     );
     block.optional(
@@ -174,6 +182,8 @@ mod tests {
         insta::assert_snapshot!("ready", block(&vm));
         vm.agent.state = AgentState::Silent;
         vm.agent.silent_seconds = Some(12);
+        vm.spec_problem = Some("vm.yaml:3:1: `cpus` must be a number".into());
+        vm.shares[0].state = ShareState::Lost;
         vm.restart_required = vec!["cpus".into(), "memory".into()];
         vm.protected = true;
         vm.stale_since = Some("2026-11-21T07:02:00Z".into());

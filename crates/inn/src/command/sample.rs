@@ -1,7 +1,8 @@
 //! A VM for the tests of what commands show.
 
 use innkeeper::api::{
-    AgentInfo, AgentState, DiskInfo, ForwardInfo, NicInfo, ShareInfo, SshInfo, VmInfo, VmState,
+    AgentInfo, AgentState, DiskInfo, ForwardInfo, NicInfo, ShareInfo, ShareState, SshInfo, VmInfo,
+    VmState,
 };
 
 /// Makes a running VM that has one of everything.
@@ -20,6 +21,7 @@ pub(crate) fn vm(name: &str) -> VmInfo {
         created: "2026-11-21T07:00:00Z".into(),
         since: Some("2026-11-21T07:01:00Z".into()),
         stale_since: None,
+        spec_problem: None,
         restart_required: Vec::new(),
         agent: AgentInfo {
             state: AgentState::Ready,
@@ -56,6 +58,7 @@ pub(crate) fn vm(name: &str) -> VmInfo {
             host: "/home/me/src".into(),
             guest: "/work".into(),
             read_only: true,
+            state: ShareState::Served,
         }],
         labels: [("env".to_owned(), "dev".to_owned())].into(),
         protected: false,

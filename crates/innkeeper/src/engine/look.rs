@@ -151,6 +151,7 @@ fn blank(name: String, state: VmState, reason: Option<String>) -> VmInfo {
         created: String::new(),
         since: None,
         stale_since: None,
+        spec_problem: None,
         restart_required: Vec::new(),
         agent: AgentInfo::default(),
         ssh: None,

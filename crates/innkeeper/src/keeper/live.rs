@@ -1,9 +1,10 @@
 //! What is told of a VM, made from its files and, while it runs, from what its keeper sees.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use innkeeper_api::{
-    AgentInfo, AgentState, DiskInfo, ForwardInfo, NicInfo, ShareInfo, SshInfo, VmInfo,
+    AgentInfo, AgentState, DiskInfo, ForwardInfo, NicInfo, ShareInfo, ShareState, SshInfo, VmInfo,
 };
 
 use crate::engine::configure;
@@ -36,6 +37,10 @@ pub(crate) struct Live {
     pub vmm_pid: Option<u32>,
     /// Port that leads to the guest's SSH server in this run.
     pub ssh_port: Option<u16>,
+    /// Devices whose process on this host has ended.
+    pub severed: BTreeSet<String>,
+    /// Why the spec, changed by hand, can't be read.
+    pub spec_problem: Option<String>,
 }
 
 impl Live {
@@ -69,6 +74,8 @@ impl Live {
             keeper_pid: None,
             vmm_pid: None,
             ssh_port: None,
+            severed: BTreeSet::new(),
+            spec_problem: None,
         }
     }
 }
@@ -112,6 +119,7 @@ pub(crate) fn describe(
         created: identity.created.clone(),
         since: live.since.clone(),
         stale_since: live.stale_since.clone(),
+        spec_problem: live.spec_problem.clone(),
         restart_required,
         agent: live.agent.clone(),
         ssh: ssh(identity, now, live, key),
@@ -131,7 +139,7 @@ pub(crate) fn describe(
             })
             .collect(),
         forwards: forwards(now),
-        shares: shares(now),
+        shares: shares(now, live),
         labels: asked.labels.clone(),
         protected: asked.protected,
         machine: Some(identity.machine.clone()),
@@ -211,13 +219,49 @@ fn forwards(spec: &VmSpec) -> Vec<ForwardInfo> {
         .collect()
 }
 
-fn shares(spec: &VmSpec) -> Vec<ShareInfo> {
+fn shares(spec: &VmSpec, live: &Live) -> Vec<ShareInfo> {
+    let state = |index| match &live.power {
+        power if !power.is_live() => ShareState::Idle,
+        _ if live.severed.contains(&configure::share_tag(index)) => ShareState::Lost,
+        _ => ShareState::Served,
+    };
     spec.shares
         .iter()
-        .map(|share| ShareInfo {
+        .enumerate()
+        .map(|(index, share)| ShareInfo {
+            state: state(index),
             host: share.host.display().to_string(),
             guest: share.guest.display().to_string(),
             read_only: share.read_only,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::ShareSpec;
+
+    #[test]
+    fn a_share_is_served_lost_or_idle() {
+        let share = |host: &str| ShareSpec {
+            host: host.into(),
+            guest: "/mnt".into(),
+            read_only: false,
+        };
+        let spec = VmSpec {
+            shares: vec![share("/one"), share("/two")],
+            ..VmSpec::default()
+        };
+        let states = |live: &Live| {
+            let told = shares(&spec, live).into_iter();
+            told.map(|share| share.state).collect::<Vec<_>>()
+        };
+        let mut live = Live::off(Power::Running, None);
+        assert_eq!(states(&live), [ShareState::Served, ShareState::Served]);
+        live.severed.insert(configure::share_tag(1));
+        assert_eq!(states(&live), [ShareState::Served, ShareState::Lost]);
+        live.power = Power::Stopped;
+        assert_eq!(states(&live), [ShareState::Idle, ShareState::Idle]);
+    }
 }

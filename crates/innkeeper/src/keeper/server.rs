@@ -119,6 +119,8 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &Bytes) -> std::result::Result<T,
 }
 
 async fn info(State(shared): State<Shared>) -> Json<VmInfo> {
+    // A keeper that is ending has nothing to look at any more: what it told last is so.
+    let _ = ask_plain(&shared, Command::Look).await;
     Json(shared.info.borrow().as_ref().clone())
 }
 

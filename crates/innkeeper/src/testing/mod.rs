@@ -4,6 +4,7 @@
 
 pub mod conformance;
 pub mod faults;
+pub mod loaders;
 pub mod matrix;
 pub mod pvh;
 pub mod traces;

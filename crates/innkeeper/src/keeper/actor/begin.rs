@@ -178,6 +178,7 @@ impl Actor {
     /// Reads the spec anew and makes the run's directory and sockets.
     pub(super) fn prepare(&mut self) -> Result<VmSpec> {
         self.asked = self.context.bundle.spec()?;
+        self.live.spec_problem = None;
         let text = self.context.bundle.spec_text()?;
         self.prepare_as(&text, self.asked.clone())
     }
@@ -262,7 +263,7 @@ impl Actor {
         let machine: Arc<dyn Machine> = Arc::from(running.machine);
         self.live.vmm_pid = Some(machine.pid());
         self.live.accel = Some(machine.accel().to_owned());
-        self.severed.clear();
+        self.live.severed.clear();
         self.mount_again = false;
         self.run += 1;
         let run = self.run;

@@ -85,6 +85,8 @@ pub(crate) enum Command {
     Spec(SpecRequest, oneshot::Sender<Result<()>>),
     /// Give the machine what the spec asks for by now.
     Apply(ApplyRequest, oneshot::Sender<Result<ApplyOutcome>>),
+    /// Look whether the spec was changed by hand, and publish what is so.
+    Look(oneshot::Sender<Result<()>>),
     /// Open a stream to something in the guest.
     Open(Door, oneshot::Sender<Result<Box<dyn Channel>>>),
     /// End the keeper, not the VM.
@@ -167,8 +169,8 @@ pub(crate) struct Actor {
     detached: tokio::sync::broadcast::Sender<String>,
     /// Whether shares are to be mounted once more when their devices are there.
     mount_again: bool,
-    /// Devices whose processes have ended.
-    severed: std::collections::BTreeSet<String>,
+    /// Which file the spec was read from: inode, size, and when it was written.
+    spec_seen: Option<(u64, u64, i64, i64)>,
     /// The guest's clock stood still for a while and is to be set when its agent can be asked.
     clock_is_late: bool,
     ending: Option<Ending>,
@@ -224,7 +226,7 @@ impl Actor {
             resumers: Vec::new(),
             saving: None,
             mount_again: false,
-            severed: std::collections::BTreeSet::new(),
+            spec_seen: None,
             clock_is_late: false,
             applying: false,
             detached: applying::detached_channel(),
@@ -310,6 +312,11 @@ impl Actor {
                 let _ = reply.send(self.replace_spec(&request));
             }
             Command::Apply(request, reply) => self.apply(&request, reply),
+            Command::Look(reply) => {
+                self.look_at_spec();
+                self.publish();
+                let _ = reply.send(Ok(()));
+            }
             Command::Open(door, reply) => self.open(door, reply),
             Command::Leave => {}
         }
@@ -402,6 +409,7 @@ impl Actor {
         let changed =
             crate::engine::change::replace(&self.context.bundle, &request.expected, &request.text)?;
         self.asked = changed.spec;
+        self.live.spec_problem = None;
         self.note(EventKind::SpecChanged {
             fields: changed.fields,
         });

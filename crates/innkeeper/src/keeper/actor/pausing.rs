@@ -229,7 +229,7 @@ impl Actor {
             Ok(config) => config,
             Err(error) => return drop(reply.send(Err(error))),
         };
-        if !self.severed.is_empty() {
+        if !self.live.severed.is_empty() {
             let error = Error::new(
                 ErrorKind::Conflict,
                 "shares: virtiofsd of one of them has ended, so that the guest can't unmount it",

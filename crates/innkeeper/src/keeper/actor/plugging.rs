@@ -92,7 +92,7 @@ impl Actor {
             ),
             None => format!("the process behind {device} ended"),
         };
-        self.severed.insert(device.to_owned());
+        self.live.severed.insert(device.to_owned());
         self.say(&what);
         self.note(EventKind::Note { message: what });
     }

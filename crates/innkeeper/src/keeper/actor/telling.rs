@@ -56,6 +56,35 @@ impl Actor {
         });
     }
 
+    /// Takes the spec as it is on disk by now, if its file is not the one that was seen last: people edit it by hand.
+    ///
+    /// One that can't be read is told, and what was asked before stays.
+    pub(super) fn look_at_spec(&mut self) {
+        let path = self.context.bundle.path("vm.yaml");
+        let seen = std::fs::metadata(path).ok().map(|file| {
+            use std::os::unix::fs::MetadataExt;
+            (file.ino(), file.size(), file.mtime(), file.mtime_nsec())
+        });
+        if seen.is_some() && seen == self.spec_seen {
+            return;
+        }
+        self.spec_seen = seen;
+        match self.context.bundle.spec() {
+            Ok(spec) => {
+                self.live.spec_problem = None;
+                let fields = crate::spec::differences(&spec, &self.asked);
+                if !fields.is_empty() {
+                    self.asked = spec;
+                    self.note(EventKind::SpecChanged { fields });
+                }
+            }
+            Err(error) => {
+                let problem: String = error.chain().join(": ");
+                self.live.spec_problem = Some(problem.chars().take(LONGEST_PROBLEM).collect());
+            }
+        }
+    }
+
     pub(super) fn note_state(&self, from: VmState) {
         let to = self.state();
         if from != to {

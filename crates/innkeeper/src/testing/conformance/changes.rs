@@ -145,6 +145,57 @@ pub(super) async fn a_spec_changed_while_it_runs_is_applied_at_the_next_start(
     Ok(())
 }
 
+pub(super) async fn a_spec_edited_by_hand_is_told(context: &Context) -> Verdict {
+    let name = "edited";
+    let mut spec = context.spec();
+    spec.cpus = 1;
+    context.create(name, spec).await?;
+    let before = context.start(name).await?;
+    require!(
+        before.restart_required.is_empty() && before.spec_problem.is_none(),
+        "before any edit it tells {:?}, {:?}",
+        before.restart_required,
+        before.spec_problem
+    );
+    let file = std::path::Path::new(&before.directory).join("vm.yaml");
+    let text = std::fs::read_to_string(&file)?;
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("cpus:"))
+        .collect();
+    std::fs::write(&file, format!("{}\ncpus: 2\n", lines.join("\n")))?;
+    let info = context.host.info(name).await?;
+    require!(
+        info.restart_required == ["cpus"] && info.cpus == 1,
+        "after an edit by hand it tells {} CPUs, {:?}",
+        info.cpus,
+        info.restart_required
+    );
+    // What can't be read is told, and neither the VM nor whoever looks at it fails by it.
+    std::fs::write(&file, "cpus: [\n")?;
+    let info = context.host.info(name).await?;
+    require!(
+        info.state == before.state
+            && info
+                .spec_problem
+                .as_ref()
+                .is_some_and(|problem| problem.contains("vm.yaml")),
+        "with a spoilt spec it is {} and tells {:?}",
+        info.state,
+        info.spec_problem
+    );
+    std::fs::write(&file, &text)?;
+    let info = context.host.info(name).await?;
+    require!(
+        info.restart_required.is_empty() && info.spec_problem.is_none(),
+        "with its first spec again it tells {:?}, {:?}",
+        info.restart_required,
+        info.spec_problem
+    );
+    context.host.kill(name).await?;
+    Ok(())
+}
+
 pub(super) async fn a_name_is_taken_once(context: &Context) -> Verdict {
     let first = context.create("mine", context.spec()).await?;
     let second = context.host.create("mine", context.spec(), &Silent).await;

@@ -28,6 +28,8 @@ pub enum Part {
     System,
     /// Something at its consoles that says back what is typed.
     Echo,
+    /// An x86-64 processor and a PC's serial port, for code that trials write themselves.
+    Processor,
 }
 
 /// Something that a guest's kernel command line can make of it.
@@ -92,6 +94,11 @@ pub trait Guest: Send + Sync {
     /// Returns the words for the kernel's command line, if it can be told this.
     fn words(&self, word: Word) -> Option<&'static str>;
 
+    /// What is on its console once it follows the power button, if it does not from the beginning.
+    fn heeds_the_button(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Makes it do something now.
     async fn act(&self, host: &Host, vm: &VmInfo, act: Act) -> Verdict;
 
@@ -150,8 +157,13 @@ async fn said(host: &Host, vm: &VmInfo, argv: &[&str]) -> Verdict<String> {
 
 #[async_trait]
 impl Guest for TinyGuest {
-    fn has(&self, _: Part) -> Result<(), String> {
-        Ok(())
+    fn has(&self, part: Part) -> Result<(), String> {
+        match part {
+            Part::Processor if !cfg!(target_arch = "x86_64") => {
+                Err("the code that trials write themselves is for x86-64".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn can(&self, act: Act) -> Result<(), String> {
@@ -173,8 +185,17 @@ impl Guest for TinyGuest {
         match word {
             // `cat` as init waits for input for ever: there is no agent, and nobody listens to the button.
             Word::Deaf => Some("rdinit=/bin/cat"),
+            // A shell as init, which waits for the first thing that comes from the power button, the only input device.
+            Word::ButtonOnly => Some(
+                "rdinit=/bin/sh -- -c \"mount -t devtmpfs d /dev; for m in evdev button; do insmod $(find /lib/modules -name $m.ko*); done; \
+                 exec < /dev/input/event0 > /dev/console; echo heeds the button; head -c 24 | wc -c; poweroff -f\"",
+            ),
             _ => None,
         }
+    }
+
+    fn heeds_the_button(&self) -> Option<&'static str> {
+        Some("heeds the button")
     }
 
     async fn act(&self, host: &Host, vm: &VmInfo, act: Act) -> Verdict {
@@ -229,6 +250,7 @@ pub struct PvhGuest;
 impl Guest for PvhGuest {
     fn has(&self, part: Part) -> Result<(), String> {
         let what = match part {
+            Part::Processor => return Ok(()),
             Part::Agent => "agent",
             Part::Mounts => "disks that it mounts",
             Part::Network => "network",
@@ -332,6 +354,7 @@ impl Guest for FakeGuest {
             Part::Mounts => Err("the fake's guest is this computer and mounts nothing".to_owned()),
             Part::Console | Part::Memory | Part::System | Part::Echo => Ok(()),
             Part::Network => self.network.clone(),
+            Part::Processor => Err("the fake runs no guest's code".to_owned()),
             Part::Processes => {
                 Err("the fake's guest is this computer, whose processes are not saved".to_owned())
             }

@@ -141,7 +141,8 @@ pub(super) async fn stops_by_the_agent_and_says_so(context: &Context) -> Verdict
 
 pub(super) async fn stops_by_the_power_button_and_says_so(context: &Context) -> Verdict {
     let mut spec = context.spec_that_is(Word::ButtonOnly)?;
-    spec.ready = Some(ReadyWhen::None);
+    let heeds = context.setup.guest.heeds_the_button();
+    spec.ready = Some(heeds.map_or(ReadyWhen::None, |said| ReadyWhen::Serial(said.to_owned())));
     context.create("button", spec).await?;
     context.start_ready("button").await?;
     let outcome = context.host.stop("button", context.gently()).await?;

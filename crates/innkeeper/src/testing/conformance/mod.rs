@@ -12,6 +12,7 @@ mod changes;
 mod consoles;
 mod context;
 mod devices;
+mod firmware;
 mod guests;
 mod inside;
 mod keepers;
@@ -19,7 +20,10 @@ mod lifecycle;
 mod lifetime;
 mod many;
 mod pausing;
+mod saved;
 mod saving;
+mod saving_failures;
+mod saving_races;
 mod seen;
 mod shares;
 mod snapshots;
@@ -147,7 +151,7 @@ macro_rules! trials {
 use Act::{Exit, Hang, LetGo, Mute, Panic, PowerOff, Reboot};
 use Capability as C;
 use Need::{Can, Does, Has, Lacks, Says};
-use Part::{Agent, Console, Echo, Memory, Mounts, Network, Processes, System};
+use Part::{Agent, Console, Echo, Memory, Mounts, Network, Processes, Processor, System};
 use Word::{
     ButtonOnly, Deaf, FailingLaunch, FailingRestore, FailingResume, FailingSave, Grips, LockedTray,
     NoButton, SlowLaunch, SlowRestore, SlowSave,
@@ -198,6 +202,7 @@ pub const TRIALS: &[Trial] = trials![
     changes::a_protected_vm_is_not_removed [],
     changes::renames_what_is_stopped [],
     changes::a_spec_changed_while_it_runs_is_applied_at_the_next_start [Has(Agent)],
+    changes::a_spec_edited_by_hand_is_told [],
     changes::a_name_is_taken_once [],
     changes::bad_input_is_refused_and_leaves_nothing [],
     changes::a_cancelled_create_leaves_nothing [],
@@ -234,30 +239,31 @@ pub const TRIALS: &[Trial] = trials![
     pausing::the_clock_is_right_after_a_pause [Can(C::Pause), Has(Processes), Has(Agent)],
     pausing::what_a_driver_lacks_of_a_running_vm_is_refused [],
     saving::comes_back_with_its_memory [Has(Memory), Can(C::Suspend)],
+    saving::a_command_right_after_a_start_from_a_suspend [Can(C::Suspend), Has(Agent)],
     saving::suspends_twice_in_a_row [Has(Memory), Can(C::Suspend)],
     saving::a_paused_vm_is_suspended [Has(Memory), Can(C::Suspend), Can(C::Pause)],
     saving::a_running_command_goes_on_after_a_suspend [Can(C::Suspend), Has(Processes), Has(Agent)],
     saving::a_connection_in_the_guest_goes_on_after_a_suspend [Can(C::Suspend), Has(Processes), Has(Agent)],
     saving::disk_and_memory_are_of_one_moment [Can(C::Suspend), Can(C::Disks), Has(Mounts), Has(Processes), Has(Agent)],
     saving::the_clock_is_right_after_a_suspend [Can(C::Suspend), Has(Processes), Has(Agent)],
-    saving::a_suspended_vm_refuses_what_would_lose_it [Has(Memory), Can(C::Suspend)],
-    saving::what_was_saved_is_discarded_on_request_only [Has(Memory), Can(C::Suspend)],
-    saving::a_spec_changed_while_suspended_waits_for_a_new_boot [Has(Memory), Can(C::Suspend)],
-    saving::a_disk_written_while_suspended_refuses_to_go_on [Has(Memory), Can(C::Suspend), Can(C::Disks)],
-    saving::what_a_newer_hypervisor_saved_is_refused [Has(Memory), Can(C::Suspend)],
-    saving::a_suspended_vm_outlives_a_restart_of_the_computer [Has(Memory), Can(C::Suspend)],
-    saving::a_failed_restore_can_be_tried_again [Has(Memory), Can(C::Suspend), Says(FailingRestore)],
-    saving::a_refused_resume_after_a_restore_loses_nothing [Has(Memory), Can(C::Suspend), Says(FailingResume)],
-    saving::a_kill_ends_a_restore_and_it_stays_suspended [Has(Memory), Can(C::Suspend), Says(SlowRestore)],
-    saving::a_failed_suspend_lets_it_run_on [Has(Memory), Can(C::Suspend), Can(C::Pause), Says(FailingSave)],
-    saving::a_kill_ends_a_suspend [Has(Memory), Can(C::Suspend), Says(SlowSave)],
-    saving::a_resume_breaks_a_suspend_off [Has(Memory), Can(C::Suspend), Says(SlowSave)],
-    saving::a_hypervisor_killed_while_it_saves_is_failed [Has(Memory), Can(C::Suspend), Says(SlowSave)],
-    saving::a_keeper_killed_while_it_saves_leaves_it_paused [Has(Memory), Can(C::Suspend), Can(C::Adoption), Says(SlowSave)],
-    saving::a_resume_that_races_a_suspend_leaves_order [Has(Memory), Can(C::Suspend)],
-    saving::suspends_and_starts_dropped_midway_leave_order [Has(Memory), Can(C::Suspend)],
-    saving::of_two_suspends_at_once_both_tell_the_truth [Has(Memory), Can(C::Suspend)],
-    saving::a_suspend_and_a_start_tell_every_change [Has(Memory), Can(C::Suspend)],
+    saved::a_suspended_vm_refuses_what_would_lose_it [Has(Memory), Can(C::Suspend)],
+    saved::what_was_saved_is_discarded_on_request_only [Has(Memory), Can(C::Suspend)],
+    saved::a_spec_changed_while_suspended_waits_for_a_new_boot [Has(Memory), Can(C::Suspend)],
+    saved::a_disk_written_while_suspended_refuses_to_go_on [Has(Memory), Can(C::Suspend), Can(C::Disks)],
+    saved::what_a_newer_hypervisor_saved_is_refused [Has(Memory), Can(C::Suspend)],
+    saved::a_suspended_vm_outlives_a_restart_of_the_computer [Has(Memory), Can(C::Suspend)],
+    saving_failures::a_failed_restore_can_be_tried_again [Has(Memory), Can(C::Suspend), Says(FailingRestore)],
+    saving_failures::a_refused_resume_after_a_restore_loses_nothing [Has(Memory), Can(C::Suspend), Says(FailingResume)],
+    saving_failures::a_kill_ends_a_restore_and_it_stays_suspended [Has(Memory), Can(C::Suspend), Says(SlowRestore)],
+    saving_failures::a_failed_suspend_lets_it_run_on [Has(Memory), Can(C::Suspend), Can(C::Pause), Says(FailingSave)],
+    saving_failures::a_kill_ends_a_suspend [Has(Memory), Can(C::Suspend), Says(SlowSave)],
+    saving_failures::a_resume_breaks_a_suspend_off [Has(Memory), Can(C::Suspend), Says(SlowSave)],
+    saving_failures::a_hypervisor_killed_while_it_saves_is_failed [Has(Memory), Can(C::Suspend), Says(SlowSave)],
+    saving_failures::a_keeper_killed_while_it_saves_leaves_it_paused [Has(Memory), Can(C::Suspend), Can(C::Adoption), Says(SlowSave)],
+    saving_races::a_resume_that_races_a_suspend_leaves_order [Has(Memory), Can(C::Suspend)],
+    saving_races::suspends_and_starts_dropped_midway_leave_order [Has(Memory), Can(C::Suspend)],
+    saving_races::of_two_suspends_at_once_both_tell_the_truth [Has(Memory), Can(C::Suspend)],
+    saving_races::a_suspend_and_a_start_tell_every_change [Has(Memory), Can(C::Suspend)],
     snapshots::a_snapshot_is_gone_back_to_and_what_was_is_a_branch [Can(C::Disks), Has(Mounts), Has(Agent)],
     snapshots::a_snapshot_holds_the_memory_of_a_suspended_vm [Has(Memory), Can(C::Suspend)],
     snapshots::a_running_vm_is_not_changed_behind_its_back [],
@@ -278,6 +284,17 @@ pub const TRIALS: &[Trial] = trials![
     seen::memory_that_was_given_is_used_and_comes_back [Can(C::MemoryHotplug), Can(C::Suspend), Has(Processes), Has(Agent)],
     seen::what_lies_in_a_drive_is_what_the_guest_reads [Can(C::Drive), Has(Processes), Has(Agent)],
     seen::a_tpm_keeps_its_registers_over_a_suspend [Can(C::Tpm), Can(C::Suspend), Has(Processes), Has(Agent)],
+    seen::a_tpm_asked_for_later_is_there_or_refused [Can(C::Tpm), Has(Processes), Has(Agent)],
+    seen::the_cache_of_a_disk_is_as_chosen [Can(C::DiskCache), Can(C::Disks), Has(Processes), Has(Agent)],
+    seen::random_numbers_come_from_the_host [Can(C::Entropy), Has(Processes), Has(Agent)],
+    seen::a_machine_is_what_it_was_pinned_to [Can(C::PinnedMachine), Can(C::BootBios), Has(Processes), Has(Agent)],
+    seen::a_starved_watchdog_powers_off [Can(C::Watchdog), Can(C::BootBios), Has(Processor)],
+    firmware::bios_boots_a_disk [Can(C::BootBios), Can(C::Disks), Can(C::SerialLog), Has(Processor)],
+    firmware::bios_boots_an_nvme_disk [Can(C::BootBios), Can(C::DiskNvme), Has(Processor)],
+    firmware::bios_boots_a_usb_disk [Can(C::BootBios), Can(C::DiskUsb), Has(Processor)],
+    firmware::vms_of_one_image_write_beside_it [Can(C::BootBios), Can(C::DiskQcow2), Has(Processor)],
+    firmware::uefi_boots_a_disk [Can(C::BootUefi), Can(C::Disks), Has(Processor)],
+    firmware::secure_boot_refuses_an_unsigned_program [Can(C::SecureBoot), Can(C::BootUefi), Has(Processor)],
     bounds::a_limited_disk_is_held_to_its_requests [Can(C::DiskLimits), Has(Processes), Has(Agent)],
     bounds::only_what_is_not_for_an_agent_reaches_out [Can(C::NetworkUser), Can(C::NetworkClosed), Can(C::PortForward), Has(Network), Has(Processes), Has(Agent)],
     bounds::its_hypervisor_has_little_to_give [Can(C::Sandbox)],

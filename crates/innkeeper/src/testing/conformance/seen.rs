@@ -1,9 +1,17 @@
-//! Trials of what the guest itself sees of what it was given: CPUs, memory, media, a TPM.
+//! Trials of what the guest itself sees of what it was given: CPUs, memory, media, caches, a TPM, random numbers, its machine, a watchdog.
 
-use super::context::Context;
-use super::devices::{now, set, with_drive};
-use super::{Verdict, require};
-use crate::spec::{Bytes, DiskFormat};
+use std::path::Path;
+
+use innkeeper_api::{ErrorKind, EventKind, VmState};
+
+use super::context::{Context, refused};
+use super::devices::{file_disk, now, set, with_drive};
+use super::firmware::{bare, serial};
+use super::{Failure, Verdict, require};
+use crate::spec::{
+    Bytes, DiskCache, DiskFormat, Firmware, MachineChoice, ReadyWhen, WatchdogAction,
+};
+use crate::testing::pvh;
 
 /// Waits in the guest until a command gives `wanted`.
 async fn until_it_says(context: &Context, name: &str, command: &str, wanted: &str) -> Verdict {
@@ -12,7 +20,7 @@ async fn until_it_says(context: &Context, name: &str, command: &str, wanted: &st
         .sh(name, &script)
         .await
         .map(drop)
-        .map_err(|failure| super::Failure::new(format!("waiting for {wanted:?}: {failure}")))
+        .map_err(|failure| Failure::new(format!("waiting for {wanted:?}: {failure}")))
 }
 
 /// Suspends a VM, brings it back, and waits until its agent answers.
@@ -53,7 +61,7 @@ async fn memory(context: &Context, name: &str) -> Verdict<u64> {
         .await?;
     text.parse::<u64>()
         .map(|kibibytes| kibibytes << 10)
-        .map_err(|_| super::Failure::new(format!("the guest has {text:?} of memory")))
+        .map_err(|_| Failure::new(format!("the guest has {text:?} of memory")))
 }
 
 pub(super) async fn memory_that_was_given_is_used_and_comes_back(context: &Context) -> Verdict {
@@ -164,6 +172,165 @@ pub(super) async fn a_tpm_keeps_its_registers_over_a_suspend(context: &Context) 
         .await?;
     // A new boot is a new measurement: only what was saved brings the old one back.
     until_it_says(context, name, REGISTER, &fresh).await?;
+    context.host.kill(name).await?;
+    Ok(())
+}
+
+/// Where a driver can't give a TPM to a VM that was made without one, it must say so: a guest that looks for it in vain is the worst answer.
+pub(super) async fn a_tpm_asked_for_later_is_there_or_refused(context: &Context) -> Verdict {
+    let name = "later";
+    context.ready(name).await?;
+    context.host.kill(name).await?;
+    set(context, name, "tpm", "true").await?;
+    match context.host.start(name).await {
+        Ok(_) => {
+            context.wait_ready(name).await?;
+            let there = "until [ -c /dev/tpm0 ]; do sleep 0.05; done";
+            context.sh(name, there).await?;
+            context.host.kill(name).await?;
+        }
+        Err(error) => {
+            let refusal: crate::Result<()> = Err(error);
+            refused("a TPM", refusal, ErrorKind::Unsupported, &["tpm"])?;
+        }
+    }
+    set(context, name, "tpm", "false").await?;
+    context.start_ready(name).await?;
+    context.host.kill(name).await?;
+    Ok(())
+}
+
+/// The version of the machine that the guest's firmware tells (SMBIOS, system information).
+const MACHINE: &str = "cat /sys/class/dmi/id/product_version";
+
+pub(super) async fn a_machine_is_what_it_was_pinned_to(context: &Context) -> Verdict {
+    let pinned = context
+        .create("chosen", bare(context, Firmware::Bios))
+        .await?
+        .machine
+        .filter(|machine| machine.contains(|letter: char| letter.is_ascii_digit()))
+        .ok_or_else(|| Failure::new("no version of a machine was pinned"))?;
+    let name = "asked";
+    let mut spec = context.spec();
+    spec.machine = MachineChoice::Named(pinned.clone());
+    context.create(name, spec).await?;
+    for _ in 0..2 {
+        let info = context.start_ready(name).await?;
+        require!(
+            info.machine.as_ref() == Some(&pinned),
+            "pinned is {pinned}, and told {:?}",
+            info.machine
+        );
+        let seen = context.sh(name, MACHINE).await?;
+        require!(
+            seen == pinned,
+            "pinned is {pinned}, and the guest has {seen}"
+        );
+        context.host.kill(name).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn a_starved_watchdog_powers_off(context: &Context) -> Verdict {
+    let name = "starved";
+    let kernel = context.setup.files.join("starving");
+    std::fs::write(&kernel, pvh::starving_kernel())?;
+    let mut spec = bare(context, Firmware::Direct);
+    spec.boot.kernel = Some(kernel);
+    spec.watchdog = Some(WatchdogAction::Poweroff);
+    spec.ready = Some(ReadyWhen::None);
+    context.create(name, spec).await?;
+    context.host.start(name).await?;
+    context
+        .until(name, "stopped", |info| info.state == VmState::Stopped)
+        .await?;
+    require!(
+        serial(context, name)?.contains(pvh::STARVING),
+        "the guest did not come to starve its watchdog"
+    );
+    let told = context.host.events(Some(name))?.into_iter().any(|event| {
+        matches!(event.kind, EventKind::Note { message } if message.contains("the watchdog ran out"))
+    });
+    require!(told, "nobody was told of the watchdog");
+    Ok(())
+}
+
+/// Says whether a process has a file open past the host's page cache (open(2), `O_DIRECT`).
+#[cfg(target_os = "linux")]
+fn is_direct(pid: u32, file: &Path) -> Verdict<bool> {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let path = entry?.path();
+        if std::fs::read_link(&path).is_ok_and(|target| target == file) {
+            let number = path.file_name().unwrap_or_default().to_string_lossy();
+            let text = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}"))?;
+            let flags = text
+                .lines()
+                .find_map(|line| line.strip_prefix("flags:"))
+                .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
+                .ok_or_else(|| Failure::new(format!("the kernel told no flags: {text:?}")))?;
+            return Ok(flags & rustix::fs::OFlags::DIRECT.bits() != 0);
+        }
+    }
+    Err(Failure::new(format!(
+        "the hypervisor has not opened {}",
+        file.display()
+    )))
+}
+
+/// Where a kernel does not tell how a file is open, there is nothing to look at.
+#[cfg(not(target_os = "linux"))]
+fn is_direct(_: u32, _: &Path) -> Verdict<bool> {
+    Err(Failure::new(
+        "this computer does not tell how files are open",
+    ))
+}
+
+pub(super) async fn the_cache_of_a_disk_is_as_chosen(context: &Context) -> Verdict {
+    let name = "cached";
+    let modes = [
+        ("back", DiskCache::Writeback, "write back", false),
+        ("through", DiskCache::Writethrough, "write through", false),
+        ("none", DiskCache::None, "write back", true),
+        ("unsafe", DiskCache::Unsafe, "write back", false),
+    ];
+    let mut spec = context.spec();
+    for (disk, cache, ..) in modes {
+        let mut disk = file_disk(context, disk)?;
+        disk.cache = cache;
+        spec.disks.push(disk);
+    }
+    context.create(name, spec).await?;
+    let info = context.start_ready(name).await?;
+    for (disk, _, told, direct) in modes {
+        let find = format!(
+            "until grep -qsx {disk} /sys/block/*/serial; do sleep 0.05; done; \
+             for d in /sys/block/*; do if grep -qsx {disk} $d/serial; then cat $d/queue/write_cache; fi; done"
+        );
+        let seen = context.sh(name, &find).await?;
+        require!(seen == told, "the guest sees {disk} as {seen:?}");
+        let file = context.setup.files.join(format!("{disk}.raw"));
+        let is = is_direct(info.vmm_pid.unwrap_or_default(), &file)?;
+        require!(
+            is == direct,
+            "{disk} passes by the page cache of this computer: {is}"
+        );
+    }
+    context.host.kill(name).await?;
+    Ok(())
+}
+
+pub(super) async fn random_numbers_come_from_the_host(context: &Context) -> Verdict {
+    let name = "random";
+    context.ready(name).await?;
+    let source = "cat /sys/class/misc/hw_random/rng_current";
+    let waits = format!("until {source} 2>/dev/null | grep -q virtio; do sleep 0.05; done");
+    context.sh(name, &waits).await?;
+    let take = "dd if=/dev/hwrng bs=32 count=1 2>/dev/null | sha256sum; dd if=/dev/hwrng bs=32 count=1 2>/dev/null | wc -c";
+    let (one, other) = (context.sh(name, take).await?, context.sh(name, take).await?);
+    require!(
+        one != other && one.ends_with("32") && other.ends_with("32"),
+        "the source of random numbers gave {one:?} and {other:?}"
+    );
     context.host.kill(name).await?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use innkeeper_agent::message::ExecRequest;
-use innkeeper_api::{ErrorKind, EventKind, VmInfo, VmState};
+use innkeeper_api::{ErrorKind, EventKind, ShareState, VmInfo, VmState};
 
 use super::context::{Context, kill_process, lives, refused};
 use super::{Failure, Verdict, require};
@@ -136,6 +136,16 @@ fn notes(context: &Context, name: &str) -> Verdict<Vec<String>> {
         .collect())
 }
 
+/// Whether the folders are served must be told so.
+fn are_told(info: &VmInfo, states: [ShareState; 2]) -> Verdict {
+    let told: Vec<ShareState> = info.shares.iter().map(|share| share.state).collect();
+    require!(
+        told == states,
+        "the folders are told as {told:?}, not {states:?}"
+    );
+    Ok(())
+}
+
 pub(super) async fn a_dead_virtiofsd_is_told_and_the_vm_lives(context: &Context) -> Verdict {
     let name = "severed";
     context.create(name, spec(context)?).await?;
@@ -159,6 +169,8 @@ pub(super) async fn a_dead_virtiofsd_is_told_and_the_vm_lives(context: &Context)
     );
     let after = context.expect_state(name, VmState::Ready).await?;
     require!(after.vmm_pid == info.vmm_pid, "the hypervisor changed");
+    are_told(&info, [ShareState::Served, ShareState::Served])?;
+    are_told(&after, [ShareState::Lost, ShareState::Served])?;
     refused(
         "a suspend with a dead virtiofsd",
         context.host.suspend(name).await,
@@ -167,7 +179,10 @@ pub(super) async fn a_dead_virtiofsd_is_told_and_the_vm_lives(context: &Context)
     )?;
     context.expect_state(name, VmState::Ready).await?;
     context.host.kill(name).await?;
-    context.start_ready(name).await?;
+    let idle = context.expect_state(name, VmState::Stopped).await?;
+    are_told(&idle, [ShareState::Idle, ShareState::Idle])?;
+    let again = context.start_ready(name).await?;
+    are_told(&again, [ShareState::Served, ShareState::Served])?;
     are_whole(context, name, "after").await?;
     context.host.kill(name).await?;
     Ok(())

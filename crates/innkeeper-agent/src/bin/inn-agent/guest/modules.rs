@@ -4,7 +4,7 @@
 //! needs is loaded before anything else, then what the network needs; the rest comes beside serving. Words `module.parameter=value` of the kernel's command
 //! line are passed to their module, several of the same name too: that is how virtio_mmio learns its devices.
 
-use crate::log::{lock, say};
+use crate::guest::log::{lock, say};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::CString;
 use std::sync::{Condvar, Mutex};

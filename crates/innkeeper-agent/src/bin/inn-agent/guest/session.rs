@@ -16,9 +16,9 @@
 //! After the command itself has ended, what is in the pipes by then is still sent; output that its descendants write
 //! later is not waited for.
 
-use crate::exec::{KEPT_FOR, Started, resize};
-use crate::link::Link;
-use crate::log::lock;
+use crate::guest::exec::{KEPT_FOR, Started, resize};
+use crate::guest::link::Link;
+use crate::guest::log::lock;
 use bytes::Bytes;
 use innkeeper_agent::message::{
     AttachRequest, Closing, ErrorKind, ExecRequest, ExitStatus, Input, Reply, SessionInfo,

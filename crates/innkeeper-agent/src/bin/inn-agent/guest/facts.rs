@@ -151,7 +151,7 @@ pub fn readiness() -> Readiness {
         cloud_init: cloud_init(Path::new("/run/cloud-init"))
             .or_else(|| cloud_init_is_configured().then(CloudInit::default)),
         ssh_host_keys: keys,
-        problems: crate::log::lock(&PROBLEMS).clone(),
+        problems: crate::guest::log::lock(&PROBLEMS).clone(),
         busy: BUSY.load(std::sync::atomic::Ordering::SeqCst),
     }
 }
@@ -166,12 +166,12 @@ fn cloud_init_is_configured() -> bool {
 
 /// Tells the host when cloud-init has ended. Its files are looked at every half second until then: the directory that could be watched
 /// is made by cloud-init itself.
-pub fn watch_cloud_init(link: Arc<crate::link::Link>) {
+pub fn watch_cloud_init(link: Arc<crate::guest::link::Link>) {
     const LOOK: Duration = Duration::from_millis(500);
     if !cloud_init_is_configured() {
         return;
     }
-    crate::operations::spawn("cloud-init", move || {
+    crate::guest::operations::spawn("cloud-init", move || {
         loop {
             let readiness = readiness();
             if readiness.cloud_init.as_ref().is_none_or(|state| state.done) {

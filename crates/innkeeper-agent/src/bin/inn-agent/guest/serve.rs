@@ -1,8 +1,8 @@
 //! The agent's command line, and the start of its threads.
 
-use crate::link::Link;
-use crate::operations::Operations;
-use crate::port::Port;
+use crate::guest::link::Link;
+use crate::guest::operations::Operations;
+use crate::guest::port::Port;
 use innkeeper_agent::unit;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ pub fn main() -> ExitCode {
     let is_init = rustix::process::getpid().is_init();
     if is_init {
         // The kernel passes unknown words of its command line as arguments; they are not ours.
-        crate::init::run()
+        crate::guest::init::run()
     }
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words
         .first()
         .is_some_and(|verb| verb.starts_with("--vsock-"))
     {
-        return crate::vsock::program(&words);
+        return crate::guest::vsock::program(&words);
     }
     let mut arguments = words.into_iter();
     let port = match (arguments.next().as_deref(), arguments.next()) {
@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
     };
     let allowed = !matches!(port, Port::Unix(_));
     let (link, operations) = start(false, allowed);
-    crate::link::run(&link, port, &operations, || {})
+    crate::guest::link::run(&link, port, &operations, || {})
 }
 
 /// Starts what serves requests; the caller then runs the link.
@@ -52,11 +52,11 @@ pub fn start(is_init: bool, may_change_system: bool) -> (Arc<Link>, Arc<Operatio
     // CPUs and mounts of the computer that a socket is on are not the guest's.
     let offered =
         |feature: &str| may_change_system || !["bring-online", "unmount"].contains(&feature);
-    let link = Link::new(crate::facts::guest_info(is_init), offered);
+    let link = Link::new(crate::guest::facts::guest_info(is_init), offered);
     let operations = Operations::new(Arc::clone(&link), is_init, may_change_system);
-    crate::network::watch(Arc::clone(&link));
+    crate::guest::network::watch(Arc::clone(&link));
     if !is_init {
-        crate::facts::watch_cloud_init(Arc::clone(&link));
+        crate::guest::facts::watch_cloud_init(Arc::clone(&link));
     }
     (link, operations)
 }

@@ -33,7 +33,7 @@ impl Port {
                 Err(error) => {
                     if !said && pause > Duration::from_millis(500) {
                         said = true;
-                        crate::log::say(&format!("waiting for the host's channel: {error}"));
+                        crate::guest::log::say(&format!("waiting for the host's channel: {error}"));
                     }
                 }
             }
@@ -73,11 +73,11 @@ impl Port {
 fn take_host(listener: &mut Option<OwnedFd>) -> std::io::Result<Option<OwnedFd>> {
     let listener = match listener {
         Some(listener) => listener,
-        None if crate::vsock::context_id().is_none() => return Ok(None),
-        None => listener.insert(crate::vsock::listen(VSOCK_PORT)?),
+        None if crate::guest::vsock::context_id().is_none() => return Ok(None),
+        None => listener.insert(crate::guest::vsock::listen(VSOCK_PORT)?),
     };
     loop {
-        match crate::vsock::try_accept(listener, libc::SOCK_NONBLOCK) {
+        match crate::guest::vsock::try_accept(listener, libc::SOCK_NONBLOCK) {
             Ok((stream, libc::VMADDR_CID_HOST)) => return Ok(Some(stream.into())),
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),

@@ -1,8 +1,8 @@
 //! Requests: which part of the agent serves which, each on a thread of its own.
 
-use crate::exec::Sessions;
-use crate::link::Link;
-use crate::log::say;
+use crate::guest::exec::Sessions;
+use crate::guest::link::Link;
+use crate::guest::log::say;
 use bytes::Bytes;
 use innkeeper_agent::message::{
     Closing, ErrorKind, ExecRequest, Failure, GuestLog, Reply, Request, VsockDirection,
@@ -73,13 +73,13 @@ impl Operations {
             Request::CopyIn(request) => {
                 let incoming = self.subscribe(stream);
                 spawn("copy", move || {
-                    crate::transfer::copy_in(&operations.link, stream, &request, &incoming)
+                    crate::guest::transfer::copy_in(&operations.link, stream, &request, &incoming)
                 });
             }
             Request::CopyOut(request) => {
                 let incoming = self.subscribe(stream);
                 spawn("copy", move || {
-                    crate::transfer::copy_out(&operations.link, stream, &request, &incoming)
+                    crate::guest::transfer::copy_out(&operations.link, stream, &request, &incoming)
                 });
             }
             Request::ReadLog { log } => {
@@ -117,31 +117,34 @@ impl Operations {
         }
         let result = match request {
             Request::ListExec => Ok(self.sessions.list()),
-            Request::Addresses => crate::network::interfaces()
+            Request::Addresses => crate::guest::network::interfaces()
                 .map(|interfaces| Reply::Addresses { interfaces })
                 .map_err(|error| failure("list the interfaces", &error)),
-            Request::Metrics => Ok(Reply::Metrics(crate::facts::metrics())),
-            Request::Readiness => Ok(Reply::Readiness(crate::facts::readiness())),
-            Request::SetTime { unix_nanoseconds } => crate::power::set_time(unix_nanoseconds)
-                .map_err(|error| failure("set the clock", &error)),
-            Request::BringOnline { cpus } => crate::online::bring_online(cpus)
+            Request::Metrics => Ok(Reply::Metrics(crate::guest::facts::metrics())),
+            Request::Readiness => Ok(Reply::Readiness(crate::guest::facts::readiness())),
+            Request::SetTime { unix_nanoseconds } => {
+                crate::guest::power::set_time(unix_nanoseconds)
+                    .map_err(|error| failure("set the clock", &error))
+            }
+            Request::BringOnline { cpus } => crate::guest::online::bring_online(cpus)
                 .map_err(|error| failure("bring CPUs and memory into use", &error)),
             Request::Mount(request) => {
                 if self.is_init {
-                    crate::modules::wait_for_all(MODULES_TIMEOUT);
+                    crate::guest::modules::wait_for_all(MODULES_TIMEOUT);
                 }
-                crate::init::mount(&request).map_err(|error| {
+                crate::guest::init::mount(&request).map_err(|error| {
                     failure(
                         &format!("mount {} on {}", request.source, request.path),
                         &error,
                     )
                 })
             }
-            Request::Unmount(request) => crate::unmount::unmount(&request)
+            Request::Unmount(request) => crate::guest::unmount::unmount(&request)
                 .map_err(|error| failure(&format!("unmount {}", request.path), &error)),
             Request::SetHostname { hostname } => rustix::system::sethostname(hostname.as_bytes())
                 .map(|()| {
-                    self.link.set_guest(crate::facts::guest_info(self.is_init));
+                    self.link
+                        .set_guest(crate::guest::facts::guest_info(self.is_init));
                     Reply::Done
                 })
                 .map_err(|error| failure("set the host name", &error.into())),
@@ -149,7 +152,7 @@ impl Operations {
                 // The answer first: afterwards nobody is left to give it.
                 let _ = self.link.reply(stream, &Reply::Done);
                 self.link.close(stream, &Closing::Done);
-                return crate::power::shutdown(&self.link, how, self.is_init);
+                return crate::guest::power::shutdown(&self.link, how, self.is_init);
             }
             _ => Err(Failure::new(
                 ErrorKind::Unsupported,
@@ -173,14 +176,19 @@ impl Operations {
 
     fn read_log(&self, stream: u32, log: GuestLog, incoming: &Receiver<Incoming>) {
         let bytes = match log {
-            GuestLog::Agent => Ok(crate::log::kept()),
-            GuestLog::Kernel => crate::facts::kernel_log(),
-            GuestLog::CloudInit => crate::facts::cloud_init_log(),
+            GuestLog::Agent => Ok(crate::guest::log::kept()),
+            GuestLog::Kernel => crate::guest::facts::kernel_log(),
+            GuestLog::CloudInit => crate::guest::facts::cloud_init_log(),
         };
         match bytes {
             Ok(bytes) => {
-                if crate::transfer::send_all(&self.link, stream, Bytes::from(bytes), incoming)
-                    .is_ok()
+                if crate::guest::transfer::send_all(
+                    &self.link,
+                    stream,
+                    Bytes::from(bytes),
+                    incoming,
+                )
+                .is_ok()
                 {
                     let _ = self.link.end(stream, 1);
                     self.link.close(stream, &Closing::Done);

@@ -3,9 +3,9 @@
 //! As init each `inn.net=MAC,ADDRESS/PREFIX[,GATEWAY[,DNS[,DNS...]]]` of the kernel's command line configures the
 //! interface with that MAC; `dhcp` in the address's place asks the network (see `dhcp`). Empty parts are left out.
 
-use crate::link::Link;
-use crate::log::{lock, say};
-use crate::netlink::{LinkInfo, Netlink};
+use crate::guest::link::Link;
+use crate::guest::log::{lock, say};
+use crate::guest::netlink::{LinkInfo, Netlink};
 use innkeeper_agent::message::{AgentEvent, Interface};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -53,7 +53,7 @@ pub fn watch(link: Arc<Link>) {
     link.on_established(move || {
         let (link, known) = (greeting.0.clone(), Arc::clone(&greeting.1));
         // The hook holds the link's lock.
-        crate::operations::spawn("addresses", move || {
+        crate::guest::operations::spawn("addresses", move || {
             *lock(&known) = None;
             if let Some(link) = link.upgrade() {
                 tell(&link, &known);
@@ -62,7 +62,7 @@ pub fn watch(link: Arc<Link>) {
     });
     // Here and not on its thread: what changes from now on must be heard, however soon that is.
     let listener = Netlink::listener();
-    crate::operations::spawn("network", move || {
+    crate::guest::operations::spawn("network", move || {
         let listener = match listener {
             Ok(listener) => listener,
             Err(error) => return say(&format!("changes of addresses are not told: {error}")),
@@ -182,7 +182,7 @@ pub fn configure(configuration: &Configuration) -> Result<(), String> {
             &configuration.name_servers,
         ),
         None => {
-            crate::operations::spawn("dhcp", move || crate::dhcp::run(&link));
+            crate::guest::operations::spawn("dhcp", move || crate::guest::dhcp::run(&link));
             Ok(())
         }
     }

@@ -74,7 +74,7 @@ fn wait_for_modules() {
     let started = Instant::now();
     // poll: init has tried all modules
     while is_init
-        && !std::path::Path::new(crate::modules::TRIED_MARK).exists()
+        && !std::path::Path::new(crate::guest::modules::TRIED_MARK).exists()
         && started.elapsed() < MODULES_DEADLINE
     {
         std::thread::sleep(Duration::from_millis(10));

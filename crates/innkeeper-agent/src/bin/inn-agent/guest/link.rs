@@ -5,9 +5,9 @@
 //! A virtio port without a host polls as HUP at once, so that state is looked at in growing intervals, and all IO is
 //! non-blocking, because a blocking write would wait for the host for ever.
 
-use crate::log::{lock, say};
-use crate::operations::Operations;
-use crate::port::Port;
+use crate::guest::log::{lock, say};
+use crate::guest::operations::Operations;
+use crate::guest::port::Port;
 use bytes::Bytes;
 use innkeeper_agent::frame::HEADER_LEN;
 use innkeeper_agent::message::{
@@ -49,7 +49,7 @@ impl Link {
     pub fn new(guest: GuestInfo, offered: impl Fn(&str) -> bool) -> Arc<Link> {
         let config = Config {
             side: Side::Agent,
-            software: crate::serve::software(),
+            software: crate::guest::serve::software(),
             features: FEATURES
                 .iter()
                 .filter(|feature| offered(feature))
@@ -225,7 +225,7 @@ impl Link {
 /// Serves the port for ever. `opened` is called once, when the port is open.
 pub fn run(link: &Arc<Link>, port: Port, operations: &Arc<Operations>, opened: impl FnOnce()) -> ! {
     let writer = Arc::clone(link);
-    crate::operations::spawn("writer", move || {
+    crate::guest::operations::spawn("writer", move || {
         loop {
             let writer = Arc::clone(&writer);
             // The writer must live as long as the agent, whatever happens to one frame.

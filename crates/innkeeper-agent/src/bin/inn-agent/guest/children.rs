@@ -4,7 +4,7 @@
 //! reaping: a child that ends at once is reaped only after it is known, and the standard library can collect a child
 //! whose exec failed, as it insists on doing.
 
-use crate::log::{lock, say};
+use crate::guest::log::{lock, say};
 use innkeeper_agent::message::ExitStatus;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitOptions, wait, waitid};
@@ -27,7 +27,7 @@ impl Children {
             started: Condvar::new(),
         });
         let reaper = Arc::clone(&children);
-        crate::operations::spawn("reaper", move || reaper.reap());
+        crate::guest::operations::spawn("reaper", move || reaper.reap());
         children
     }
 

@@ -3,11 +3,11 @@
 //! A session belongs to the agent, not to a stream: it outlives its consumer (see `session`), can be listed, and its
 //! result is kept until it was collected, for at most [`KEPT_FOR`] and [`KEPT_SESSIONS`] sessions.
 
-use crate::children::Children;
-use crate::link::Link;
-use crate::log::lock;
-use crate::session::{Control, Session, SessionThread};
-use crate::users::User;
+use crate::guest::children::Children;
+use crate::guest::link::Link;
+use crate::guest::log::lock;
+use crate::guest::session::{Control, Session, SessionThread};
+use crate::guest::users::User;
 use innkeeper_agent::message::{AttachRequest, ErrorKind, ExecRequest, Reply, SessionInfo};
 use innkeeper_agent::mux::Incoming;
 use rustix::fs::{Mode, OFlags};
@@ -115,7 +115,12 @@ impl Sessions {
 
     /// Starts a prepared session's command and serves it to its end.
     pub fn exec(&self, stream: u32, session: &Arc<Session>, request: &ExecRequest) {
-        let user = match request.user.as_deref().map(crate::users::find).transpose() {
+        let user = match request
+            .user
+            .as_deref()
+            .map(crate::guest::users::find)
+            .transpose()
+        {
             Ok(user) => user,
             Err(message) => return self.link.fail(stream, ErrorKind::NotFound, message),
         };
@@ -202,7 +207,7 @@ fn start(
         "PATH",
         std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned()),
     );
-    let current = crate::users::find(&rustix::process::getuid().as_raw().to_string()).ok();
+    let current = crate::guest::users::find(&rustix::process::getuid().as_raw().to_string()).ok();
     if let Some(user) = user.or(current.as_ref()) {
         command
             .env("HOME", &user.home)

@@ -1,6 +1,6 @@
 //! Copies between guest and host: the blocking ends of `innkeeper_agent::copy` on a stream's channel.
 
-use crate::link::Link;
+use crate::guest::link::Link;
 use bytes::Bytes;
 use innkeeper_agent::copy::{CopyError, Receiver, ReceiverOptions, Sender};
 use innkeeper_agent::message::{Closing, CopyInRequest, CopyOutRequest, ErrorKind, Failure, Reply};
@@ -18,7 +18,12 @@ pub fn copy_in(
     request: &CopyInRequest,
     incoming: &mpsc::Receiver<Incoming>,
 ) {
-    let owner = match request.owner.as_deref().map(crate::users::find).transpose() {
+    let owner = match request
+        .owner
+        .as_deref()
+        .map(crate::guest::users::find)
+        .transpose()
+    {
         Ok(user) => user.map(|user| (user.uid, user.gid)),
         Err(message) => return link.fail(stream, ErrorKind::NotFound, message),
     };

@@ -5,8 +5,8 @@
 //!  as init:     announce ─► SIGTERM to all ─► wait ─► SIGKILL ─► sync ─► unmount ─► reboot(2)
 //! ```
 
-use crate::link::Link;
-use crate::log::say;
+use crate::guest::link::Link;
+use crate::guest::log::say;
 use innkeeper_agent::message::{AgentEvent, Reply, ShutdownKind};
 use rustix::process::{Signal, kill_process};
 use rustix::system::RebootCommand;
@@ -136,7 +136,7 @@ fn unmount_all() {
         ) {
             continue;
         }
-        let path = crate::facts::unescape(path);
+        let path = crate::guest::facts::unescape(path);
         if let Err(error) = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::empty()) {
             say(&format!(
                 "cannot unmount {path}: {error}; making it read-only"

@@ -8,8 +8,8 @@
 //! It broadcasts always, also to renew: every server must answer that, and the socket needs no address of its own.
 //! Answers come from the network: the crate decodes them within bounds, what contradicts itself is dropped.
 
-use crate::log::say;
-use crate::netlink::LinkInfo;
+use crate::guest::log::say;
+use crate::guest::netlink::LinkInfo;
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
 use dhcproto::{Decodable, Encodable};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
@@ -55,7 +55,7 @@ fn hold(link: &LinkInfo, mut lease: Lease) {
         let name_servers: Vec<IpAddr> =
             lease.name_servers.iter().copied().map(IpAddr::V4).collect();
         let gateway = lease.gateway.map(IpAddr::V4);
-        if let Err(message) = crate::network::apply(
+        if let Err(message) = crate::guest::network::apply(
             link,
             lease.address.into(),
             lease.prefix,

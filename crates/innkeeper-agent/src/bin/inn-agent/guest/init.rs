@@ -9,8 +9,8 @@
 //! `inn.mount=DEVICE|serial=NAME|TAG:PATH:FSTYPE[:ro]`. What goes wrong is said on the console and told as a readiness
 //! problem; it never stops the guest, for process 1 must not end.
 
-use crate::log::{lock, say};
-use crate::port::Port;
+use crate::guest::log::{lock, say};
+use crate::guest::port::Port;
 use innkeeper_agent::message::{MountRequest, Reply, ShutdownKind};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
@@ -63,16 +63,16 @@ fn serve() {
     }
     open_console();
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let mut modules = crate::modules::listed();
-    problems(crate::modules::load(&modules.channel, &command_line));
+    let mut modules = crate::guest::modules::listed();
+    problems(crate::guest::modules::load(&modules.channel, &command_line));
     let own_root = words(&command_line, "inn.root=").next();
     if let Some(root) = own_root {
         // All of them now: they lie in the initramfs, which is left.
         for rest in [&mut modules.network, &mut modules.later] {
-            problems(crate::modules::load(rest, &command_line));
+            problems(crate::guest::modules::load(rest, &command_line));
             rest.clear();
         }
-        if let Err(problem) = crate::root::switch(root) {
+        if let Err(problem) = crate::guest::root::switch(root) {
             problems([format!("inn.root={root}: {problem}")]);
         }
     }
@@ -127,19 +127,21 @@ fn serve() {
         && let Err(error) = seconds
             .parse::<u64>()
             .map_err(|error| Error::new(ErrorKind::InvalidInput, error))
-            .and_then(|seconds| crate::power::set_time(seconds.saturating_mul(1_000_000_000)))
+            .and_then(|seconds| {
+                crate::guest::power::set_time(seconds.saturating_mul(1_000_000_000))
+            })
     {
         problems([format!("cannot set the clock to {seconds}: {error}")]);
     }
-    let (link, operations) = crate::serve::start(true, true);
+    let (link, operations) = crate::guest::serve::start(true, true);
     watch_signals(signals, Arc::clone(&link));
     let beside = Arc::clone(&link);
-    crate::facts::BUSY.store(true, std::sync::atomic::Ordering::SeqCst);
+    crate::guest::facts::BUSY.store(true, std::sync::atomic::Ordering::SeqCst);
     let (reachable, reached) = std::sync::mpsc::channel();
-    crate::operations::spawn("setup", move || {
+    crate::guest::operations::spawn("setup", move || {
         set_up(&modules, &command_line, beside, &reached)
     });
-    crate::link::run(&link, Port::Named, &operations, || {
+    crate::guest::link::run(&link, Port::Named, &operations, || {
         // The other end ends with its thread only.
         let _ = reachable.send(());
     })
@@ -147,16 +149,16 @@ fn serve() {
 
 /// What is done beside serving: first the network and the mounts that were asked for, then the marker on the console, then the rest.
 fn set_up(
-    modules: &crate::modules::Modules,
+    modules: &crate::guest::modules::Modules,
     command_line: &str,
-    link: Arc<crate::link::Link>,
+    link: Arc<crate::guest::link::Link>,
     reached: &std::sync::mpsc::Receiver<()>,
 ) {
-    problems(crate::network::bring_loopback_up().err());
-    problems(crate::modules::load(&modules.network, command_line));
+    problems(crate::guest::network::bring_loopback_up().err());
+    problems(crate::guest::modules::load(&modules.network, command_line));
     for value in words(command_line, "inn.net=") {
-        let result = crate::network::parse(value)
-            .and_then(|configuration| crate::network::configure(&configuration));
+        let result = crate::guest::network::parse(value)
+            .and_then(|configuration| crate::guest::network::configure(&configuration));
         problems(result.err());
     }
     // Disks need the rest of the modules, and so does a host's channel that did not come up with the first; else nothing waits for those.
@@ -164,7 +166,7 @@ fn set_up(
     let is_open = reached.try_recv().is_ok();
     let early = !is_open || !mounts.is_empty();
     if early {
-        problems(crate::modules::load(&modules.later, command_line));
+        problems(crate::guest::modules::load(&modules.later, command_line));
     }
     for value in &mounts {
         let result = parse_mount(value).and_then(|request| {
@@ -172,25 +174,25 @@ fn set_up(
         });
         problems(result.err());
     }
-    crate::facts::BUSY.store(false, std::sync::atomic::Ordering::SeqCst);
+    crate::guest::facts::BUSY.store(false, std::sync::atomic::Ordering::SeqCst);
     if is_open || reached.recv().is_ok() {
         name_ports();
         // A guest without a console has nobody to tell.
         let _ = std::io::stdout().write_all(READY.as_bytes());
     }
-    let readiness = crate::facts::readiness();
+    let readiness = crate::guest::facts::readiness();
     link.push(&innkeeper_agent::message::AgentEvent::Readiness(readiness));
     if !early {
-        problems(crate::modules::load(&modules.later, command_line));
+        problems(crate::guest::modules::load(&modules.later, command_line));
     }
-    crate::modules::all_tried();
+    crate::guest::modules::all_tried();
     name_ports();
     watch_power_button(&link);
 }
 
 /// The port of the agent is named by now; the others are, at the latest, when all modules have been tried.
 fn name_ports() {
-    let named = crate::port::link_names();
+    let named = crate::guest::port::link_names();
     problems(
         named
             .err()
@@ -201,7 +203,7 @@ fn name_ports() {
 fn problems(found: impl IntoIterator<Item = String>) {
     for problem in found {
         say(&problem);
-        lock(&crate::facts::PROBLEMS).push(problem);
+        lock(&crate::guest::facts::PROBLEMS).push(problem);
     }
 }
 
@@ -297,7 +299,7 @@ pub fn mount(request: &MountRequest) -> std::io::Result<Reply> {
         &request.fstype
     };
     // Asked for anew by a keeper that does not know what its predecessor had mounted.
-    let is_mounted = || crate::unmount::is_mounted(&source, &request.path, fstype);
+    let is_mounted = || crate::guest::unmount::is_mounted(&source, &request.path, fstype);
     if is_mounted() {
         return Ok(Reply::Done);
     }
@@ -362,8 +364,8 @@ fn block_signals() -> libc::sigset_t {
 }
 
 #[allow(unsafe_code)]
-fn watch_signals(set: libc::sigset_t, link: Arc<crate::link::Link>) {
-    crate::operations::spawn("signals", move || {
+fn watch_signals(set: libc::sigset_t, link: Arc<crate::guest::link::Link>) {
+    crate::guest::operations::spawn("signals", move || {
         loop {
             let mut number = 0;
             // SAFETY: both pointers are to live values of this thread.
@@ -377,13 +379,13 @@ fn watch_signals(set: libc::sigset_t, link: Arc<crate::link::Link>) {
                 _ => ShutdownKind::Poweroff,
             };
             say("asked to end the run by a signal");
-            crate::power::shutdown(&link, how, true);
+            crate::guest::power::shutdown(&link, how, true);
         }
     });
 }
 
 /// Waits for the ACPI power button, an input device, and powers off.
-fn watch_power_button(link: &crate::link::Link) {
+fn watch_power_button(link: &crate::guest::link::Link) {
     let Some(device) = power_button() else { return };
     loop {
         let mut set = [PollFd::new(&device, PollFlags::IN)];
@@ -403,7 +405,7 @@ fn watch_power_button(link: &crate::link::Link) {
         // EV_KEY, KEY_POWER, pressed.
         if half(base) == 1 && half(base + 2) == 116 && event[base + 4] == 1 {
             say("the power button was pressed");
-            crate::power::shutdown(link, ShutdownKind::Poweroff, true);
+            crate::guest::power::shutdown(link, ShutdownKind::Poweroff, true);
         }
     }
 }
