@@ -7,10 +7,6 @@ const PEERS_WORDS: &[(&str, &str)] = &[
         "inn shell NAME, or inn logs NAME -f for its console",
     ),
     ("boot", "inn start NAME"),
-    (
-        "clone",
-        "inn create IMAGE --name NAME; a VM's disk copies no bytes of its image",
-    ),
     ("connect", "inn shell NAME"),
     (
         "destroy",

@@ -85,10 +85,10 @@ fn version_4(root: &Dictionary) -> Result<ForeignMachine> {
             ));
         }
     }
-    let qemu = part(root, "QEMU");
-    let uefi = apple || qemu.is_some_and(|qemu| flag(qemu, "UEFIBoot"));
+    let machinery = part(root, "QEMU");
+    let uefi = apple || machinery.is_some_and(|it| flag(it, "UEFIBoot"));
     machine.firmware = Some(if uefi { Firmware::Uefi } else { Firmware::Bios });
-    machine.tpm = qemu.is_some_and(|qemu| flag(qemu, "TPMDevice"));
+    machine.tpm = machinery.is_some_and(|it| flag(it, "TPMDevice"));
     for drive in list(root, "Drive") {
         let Some(name) = text(drive, "ImageName") else {
             machine.unmapped("an empty drive", "`inn disk attach` gives the VM one");
@@ -227,7 +227,7 @@ fn leave_out(root: &Dictionary, machine: &mut ForeignMachine) {
             machine.unmapped(what, why);
         }
     }
-    let own = part(root, "QEMU").and_then(|qemu| qemu.get("AdditionalArguments"));
+    let own = part(root, "QEMU").and_then(|it| it.get("AdditionalArguments"));
     if own
         .and_then(Value::as_array)
         .is_some_and(|arguments| !arguments.is_empty())

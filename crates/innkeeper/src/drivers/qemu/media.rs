@@ -13,6 +13,9 @@ use super::machine::Shared;
 use crate::driver::Medium;
 use crate::error::{Error, Result};
 
+/// How often a tray is opened that the guest closes again.
+const TRIES: u32 = 10;
+
 /// What is known of a drive.
 #[derive(Debug, PartialEq, Eq)]
 struct Drive {
@@ -77,10 +80,8 @@ impl Shared {
     }
 
     async fn exchange(&self, id: &str, old: Option<&str>, new: Option<&str>) -> Result<()> {
-        self.execute("blockdev-open-tray", json!({ "id": id }))
-            .await?;
         if let Some(old) = old {
-            self.execute("blockdev-remove-medium", json!({ "id": id }))
+            self.in_open_tray(id, "blockdev-remove-medium", json!({ "id": id }))
                 .await?;
             // Refused for one that QEMU removes by itself.
             let _ = self
@@ -88,7 +89,8 @@ impl Shared {
                 .await;
         }
         if let Some(new) = new {
-            self.execute(
+            self.in_open_tray(
+                id,
                 "blockdev-insert-medium",
                 json!({ "id": id, "node-name": new }),
             )
@@ -97,6 +99,26 @@ impl Shared {
         self.execute("blockdev-close-tray", json!({ "id": id }))
             .await
             .map(drop)
+    }
+}
+
+impl Shared {
+    /// Does what an open tray is needed for. A guest that looks at its drives, as one that boots does, may close it in between.
+    async fn in_open_tray(&self, id: &str, command: &str, arguments: Value) -> Result<()> {
+        let mut tries = 1;
+        loop {
+            self.execute("blockdev-open-tray", json!({ "id": id }))
+                .await?;
+            let Err(error) = self.execute(command, arguments.clone()).await else {
+                return Ok(());
+            };
+            let reply = self.execute("query-block", json!({})).await?;
+            let closed = read_drive(&reply, id).is_some_and(|drive| !drive.open);
+            if !closed || tries == TRIES {
+                return Err(error);
+            }
+            tries += 1;
+        }
     }
 }
 
