@@ -175,7 +175,8 @@ pub(super) async fn a_spec_edited_by_hand_is_told(context: &Context) -> Verdict 
     std::fs::write(&file, "cpus: [\n")?;
     let info = context.host.info(name).await?;
     require!(
-        info.state == before.state
+        info.vmm_pid == before.vmm_pid
+            && matches!(info.state, VmState::Running | VmState::Ready)
             && info
                 .spec_problem
                 .as_ref()
