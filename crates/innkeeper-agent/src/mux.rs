@@ -13,7 +13,8 @@
 //! ```
 //! The pipe may lose bytes without telling (a host that closes, a guest that resets). So a side that finds garbage
 //! throws all streams away, takes a new nonce, says hello and scans for the peer's hello; a repeated hello follows
-//! [`MAX_PAYLOAD`] zeros, so that a peer that waits for the rest of a lost frame has it filled and is out of step too.
+//! [`MAX_PAYLOAD`] zeros, so that a peer that waits for the rest of a lost frame has it filled and is out of step too. A peer that
+//! waits for nothing passes over them.
 //!
 //! Limits: a peer can't send beyond the credit it was given (the stream is closed), open more streams than allowed, or
 //! grant more than [`MAX_WINDOW`] at once; what is queued for sending is thereby bounded by the window per channel.
@@ -185,6 +186,8 @@ pub struct Mux {
     state: State,
     nonce: u64,
     peer_nonce: Option<u64>,
+    /// Whether the zeros of a repeated hello have just been passed over.
+    padded: bool,
     next_stream: u32,
     streams: BTreeMap<u32, Stream>,
     ready: VecDeque<u32>,
@@ -203,6 +206,7 @@ impl Mux {
             state: State::Disconnected,
             nonce,
             peer_nonce: None,
+            padded: false,
             next_stream: 1,
             streams: BTreeMap::new(),
             ready: VecDeque::new(),
@@ -451,6 +455,10 @@ impl Mux {
             if self.scanning && !self.scan() {
                 return;
             }
+            // Between frames, the zeros of a hello that was repeated while our answer was under way fill nothing.
+            let zeros = self.input.iter().take_while(|byte| **byte == 0).count();
+            self.input.advance(zeros);
+            self.padded |= zeros > 0;
             let Some(header) = self.input.first_chunk::<HEADER_LEN>() else {
                 return;
             };
@@ -515,6 +523,7 @@ impl Mux {
     }
 
     fn frame(&mut self, header: Header, payload: Bytes) {
+        self.padded &= header.kind == Kind::Hello;
         match header.kind {
             Kind::Hello => match serde_json::from_slice::<Hello>(&payload) {
                 Ok(hello) => self.hello(hello),
@@ -546,7 +555,12 @@ impl Mux {
         }
         let known = self.peer_nonce == Some(hello.nonce);
         let answered = hello.echo == Some(self.nonce);
+        let repeated = std::mem::take(&mut self.padded);
         if known && answered && self.state == State::Established {
+            // It may be that the last of ours was lost; one more costs nothing.
+            if repeated {
+                self.push_hello();
+            }
             return;
         }
         if self.state == State::Established {

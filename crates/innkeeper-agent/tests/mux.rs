@@ -224,6 +224,35 @@ fn one_repeated_hello_ends_the_longest_frame_that_was_begun() {
     }
 }
 
+/// A slow guest repeats its hello while the host's answer is under way; nothing that is said meanwhile may be lost by that.
+#[test]
+fn a_hello_repeated_too_late_costs_nothing() {
+    let (mut host, mut agent) = (mux(Side::Host, 1), mux(Side::Agent, 2));
+    host.connect();
+    agent.connect();
+    let from_agent = drain(&mut agent);
+    host.receive(&drain(&mut agent));
+    host.receive(&from_agent);
+    // Its patience is at an end before it looks at what came.
+    agent.retry_hello();
+    let repeated = drain(&mut agent);
+    agent.receive(&drain(&mut host));
+    // On the wire the repeated hello stands before the answer.
+    host.receive(&repeated);
+    settle(&mut host, &mut agent);
+    assert!(host.is_established() && agent.is_established());
+    let established = events(&mut host);
+    let lost = |events: &[Event]| events.contains(&Event::Lost);
+    assert!(!lost(&established), "{established:?}");
+    // The same to a host that is through, and has begun to ask.
+    host.open(Bytes::from_static(b"{}")).unwrap();
+    host.receive(&repeated[..MAX_PAYLOAD]);
+    settle(&mut host, &mut agent);
+    let (asked, told) = (events(&mut host), events(&mut agent));
+    assert!(!lost(&asked) && !lost(&told), "{asked:?} {told:?}");
+    assert!(host.is_established() && agent.is_established());
+}
+
 /// Whichever hello of a handshake is lost, repeating them gets both sides there, and they stop greeting each other then.
 #[test]
 fn a_lost_hello_is_said_again() {

@@ -274,10 +274,10 @@ fn welcome(channel: GuestChannel, shares: Shares, news: mpsc::UnboundedSender<Ag
                 "can't ask how ready the guest is: {error}"
             )))),
         }
-        // What the agent told by itself since is newer than an answer, which may be read here after it.
-        if let Ok(interfaces) = interfaces
-            && channel.status().borrow().interfaces.is_empty()
-        {
+        if let Ok(answered) = interfaces {
+            // What the agent told by itself since is newer than an answer, which may be read here after it.
+            let told = channel.status().borrow().interfaces.clone();
+            let interfaces = if told.is_empty() { answered } else { told };
             let _ = news.send(AgentNews::Addresses(addresses(&interfaces)));
         }
         shares.mount(&channel, &news).await;

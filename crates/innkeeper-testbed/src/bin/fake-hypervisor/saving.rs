@@ -144,8 +144,12 @@ pub(crate) fn save(
         inside.saving.attempt += 1;
         inside.saving.attempt
     };
-    let empty = std::fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
-    if !directory.is_absolute() || !empty {
+    // A save that was given up before it was taken up finds its directory gone, and fails.
+    let strange = match std::fs::read_dir(&directory) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    };
+    if !directory.is_absolute() || strange {
         broken(
             plan,
             &format!(

@@ -265,7 +265,7 @@ pub const TRIALS: &[Trial] = trials![
     saving_races::of_two_suspends_at_once_both_tell_the_truth [Has(Memory), Can(C::Suspend)],
     saving_races::a_suspend_and_a_start_tell_every_change [Has(Memory), Can(C::Suspend)],
     snapshots::a_snapshot_is_gone_back_to_and_what_was_is_a_branch [Can(C::Disks), Has(Mounts), Has(Agent)],
-    snapshots::a_snapshot_holds_the_memory_of_a_suspended_vm [Has(Memory), Can(C::Suspend)],
+    snapshots::a_snapshot_holds_the_memory_of_a_suspended_vm [Has(Memory), Has(Processes), Can(C::Suspend)],
     snapshots::a_running_vm_is_not_changed_behind_its_back [],
     snapshots::a_clone_is_another_vm_and_keeps_its_origin [Can(C::Disks), Has(Mounts), Has(Agent)],
     devices::a_disk_is_attached_and_detached_twice [Has(System), Can(C::DiskHotplug)],
