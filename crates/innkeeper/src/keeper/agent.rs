@@ -268,17 +268,18 @@ fn welcome(channel: GuestChannel, shares: Shares, news: mpsc::UnboundedSender<Ag
     tokio::spawn(async move {
         // Both at once: a guest that has just come back from disk under emulation takes long for every answer.
         let (readiness, interfaces) = tokio::join!(channel.readiness(), channel.addresses());
-        match readiness {
-            Ok(readiness) => tell_readiness(&readiness, &news),
-            Err(error) => drop(news.send(AgentNews::Problem(format!(
-                "can't ask how ready the guest is: {error}"
-            )))),
-        }
+        // Addresses first: who waits until it is ready wants to know where.
         if let Ok(answered) = interfaces {
             // What the agent told by itself since is newer than an answer, which may be read here after it.
             let told = channel.status().borrow().interfaces.clone();
             let interfaces = if told.is_empty() { answered } else { told };
             let _ = news.send(AgentNews::Addresses(addresses(&interfaces)));
+        }
+        match readiness {
+            Ok(readiness) => tell_readiness(&readiness, &news),
+            Err(error) => drop(news.send(AgentNews::Problem(format!(
+                "can't ask how ready the guest is: {error}"
+            )))),
         }
         shares.mount(&channel, &news).await;
         let _ = news.send(AgentNews::SharesDone);
