@@ -9,6 +9,7 @@
 mod agent;
 mod cache;
 mod installation;
+pub mod qemu;
 
 pub use agent::{agent_program, libexec};
 pub use cache::{lend, lend_tiny, results_directory};

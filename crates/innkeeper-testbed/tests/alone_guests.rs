@@ -10,6 +10,7 @@ use innkeeper::progress::Silent;
 use innkeeper::spec::{Arch, Bytes, SeedFile, VmSpec};
 use innkeeper::testing::traces::Traces;
 use innkeeper::{Host, WaitFor};
+use innkeeper_testbed::qemu::{missing, usable};
 use innkeeper_testbed::{Installation, Programs, lend, libexec};
 use tokio::io::AsyncReadExt;
 
@@ -20,26 +21,6 @@ const PROGRAMS: Programs = Programs {
 /// A full guest under emulation on a busy computer: measured 60 to 260 s to the end of cloud-init.
 const BOOT: Duration = Duration::from_secs(500);
 const SHORT: Duration = Duration::from_secs(120);
-
-/// Says why a guest can't be tried here; a driver that is required must not be missing.
-fn missing(what: &str) -> bool {
-    let required = std::env::var("INNKEEPER_REQUIRE_DRIVERS")
-        .is_ok_and(|names| names.split(',').any(|name| name == "qemu"));
-    assert!(
-        !required,
-        "{what}, and INNKEEPER_REQUIRE_DRIVERS asks for qemu"
-    );
-    println!("skipped: {what}");
-    true
-}
-
-async fn usable(host: &Host) -> bool {
-    let report = host.report().await.expect("a report");
-    report
-        .drivers
-        .iter()
-        .any(|driver| driver.driver == "qemu" && driver.usable)
-}
 
 async fn wait(host: &Host, name: &str, goal: WaitFor, limit: Duration) -> VmInfo {
     match host.wait(name, goal, Some(limit), &|_| ()).await {

@@ -9,6 +9,7 @@ use innkeeper::progress::Silent;
 use innkeeper::spec::{Bytes, NetworkKind, NetworkSpec, VmName, VmSpec};
 use innkeeper::testing::traces::Traces;
 use innkeeper::{Host, WaitFor};
+use innkeeper_testbed::qemu::{missing, usable};
 use innkeeper_testbed::{Installation, Programs, lend_tiny, libexec};
 use tokio::io::AsyncReadExt;
 
@@ -18,26 +19,6 @@ const PROGRAMS: Programs = Programs {
 };
 const BOOT: Duration = Duration::from_secs(180);
 const SHORT: Duration = Duration::from_secs(30);
-
-/// Says why guests can't be tried here; a driver that is required must not be missing.
-fn missing(what: &str) -> bool {
-    let required = std::env::var("INNKEEPER_REQUIRE_DRIVERS")
-        .is_ok_and(|names| names.split(',').any(|name| name == "qemu"));
-    assert!(
-        !required,
-        "{what}, and INNKEEPER_REQUIRE_DRIVERS asks for qemu"
-    );
-    println!("skipped: {what}");
-    true
-}
-
-async fn usable(host: &Host) -> bool {
-    let report = host.report().await.expect("a report");
-    report
-        .drivers
-        .iter()
-        .any(|driver| driver.driver == "qemu" && driver.usable)
-}
 
 fn name(text: &str) -> VmName {
     text.parse().expect("a name")

@@ -203,7 +203,9 @@ pub(super) fn is_untouched(bundle: &Bundle, opened: &Opened) -> Result<bool> {
         return Ok(false);
     };
     let there = kept::present(bundle)?;
-    Ok(!graph.untouched.is_empty()
+    // Without disks there is nothing to have a stamp; otherwise none means that it is not known.
+    let known = opened.identity.disks.is_empty() || !graph.untouched.is_empty();
+    Ok(known
         && graph.untouched == super::settle::stamps(bundle, &opened.identity.disks)?
         // Its files are the TPM's own, and it may write them whenever it runs.
         && !there.tpm
